@@ -1,0 +1,306 @@
+"""What travels: commands and events, as attrs classes in the program and JSON on the wire.
+
+Decoding is strict: no unknown field, no coerced type, no number that JSON libraries disagree about.
+The fast converter decides; when it refuses, `_complain` walks the same bytes slowly to name the field.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal, get_args
+
+import attrs
+import cattrs
+import orjson
+from cattrs.preconf.orjson import make_converter
+
+from meshforge_trio.errors import Poison
+from meshforge_trio.subjects import check_token
+
+__all__ = [
+    "CommandEnvelope",
+    "EventEnvelope",
+    "JsonObject",
+    "PrincipalType",
+    "SecurityContext",
+    "canonical",
+    "converter",
+    "decode_command",
+    "decode_event",
+    "decode_json",
+    "encode",
+    "payload_hash",
+    "traceparent",
+]
+
+JsonObject = dict[str, Any]
+PrincipalType = Literal["user", "agent", "service", "system"]
+
+_KEY_LENGTH_MAX: Final = 256
+_ID: Final = re.compile(r"[\x21-\x7e]{1,256}")
+_TRACE: Final = re.compile(r"[0-9a-f]{32}")
+_SPAN: Final = re.compile(r"[0-9a-f]{16}")
+_LONG_DIGITS: Final = re.compile(rb"[0-9]{19}")
+
+
+@attrs.frozen
+class SecurityContext:
+    """Who sent it. `on_behalf_of` is the principal that a chain of agents goes back to."""
+
+    principal_id: str
+    principal_type: PrincipalType
+    on_behalf_of: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class CommandEnvelope:
+    """A request to one agent.
+
+    `idempotency_key` names the effect: every command with the same key in a scope has one effect for ever.
+    Queries need none. `id` names this sending of it; a deliberate re-send has a new id and the same key.
+    `ts` is logical time in seconds since 1970 (UTC): kept if given, set by the runtime if not.
+    """
+
+    id: str
+    tenant: str
+    workspace: str
+    agent: str
+    action: str
+    idempotency_key: str | None = None
+    entity_id: str | None = None
+    expected_version: int | None = None
+    payload: JsonObject = attrs.field(factory=dict)
+    security_context: SecurityContext | None = None
+    trace_id: str | None = None
+    span_id: str | None = None
+    ts: float | None = None
+    causation_id: str | None = None
+    correlation_id: str | None = None
+    schema_version: int = 1
+
+
+@attrs.frozen(kw_only=True)
+class EventEnvelope:
+    """A fact about one entity, or an answer.
+
+    `id` is `<command id>_<name>`; `idempotency_key` is the key of the command it answers, so a caller
+    matches answers by key whatever id its re-sends had.
+    """
+
+    id: str
+    tenant: str
+    workspace: str
+    agent: str
+    name: str
+    idempotency_key: str | None = None
+    entity_id: str | None = None
+    payload: JsonObject = attrs.field(factory=dict)
+    security_context: SecurityContext | None = None
+    trace_id: str | None = None
+    span_id: str | None = None
+    ts: float | None = None
+    causation_id: str | None = None
+    correlation_id: str | None = None
+    schema_version: int = 1
+
+
+def _strict(kind: type) -> Callable[[Any, Any], Any]:
+    def structure(value: Any, _: Any) -> Any:
+        if type(value) is kind:
+            return value
+        raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
+
+    return structure
+
+
+def _strict_float(value: Any, _: Any) -> float:
+    if type(value) is float or type(value) is int:
+        return float(value)
+    raise TypeError(f"expected a number, got {type(value).__name__}")
+
+
+def converter(*, detailed: bool = False) -> cattrs.Converter:
+    """A cattrs converter that refuses unknown fields and never coerces.
+
+    `detailed` collects every error with its path; without it the first one is raised, faster.
+    """
+    made = make_converter(forbid_extra_keys=True, detailed_validation=detailed)
+    for kind in (str, int, bool):
+        made.register_structure_hook(kind, _strict(kind))
+    made.register_structure_hook(float, _strict_float)
+    return made
+
+
+_fast = converter()
+_slow = converter(detailed=True)
+_structure_command = _fast.get_structure_hook(CommandEnvelope)
+_structure_event = _fast.get_structure_hook(EventEnvelope)
+_unstructure_command = _fast.get_unstructure_hook(CommandEnvelope)
+_unstructure_event = _fast.get_unstructure_hook(EventEnvelope)
+
+
+def decode_json(body: bytes) -> JsonObject:
+    """Parse one JSON object.
+
+    Raises:
+        Poison: not JSON, not an object, or an integer outside 64 bits (which parsers round differently).
+    """
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Poison(f"body is not JSON: {error}", code="not_json", field="body") from error
+    if type(value) is not dict:
+        raise Poison(
+            f"body is a JSON {type(value).__name__}, not an object", code="bad_shape", field="body"
+        )
+    if _LONG_DIGITS.search(body):
+        _refuse_huge_integers(body)
+    return value
+
+
+def _refuse_huge_integers(body: bytes) -> None:
+    def parse_int(digits: str) -> int:
+        if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
+            raise Poison(
+                f"integer {digits[:24]}... does not fit 64 bits", code="huge_integer", field="body"
+            )
+        return int(digits)
+
+    json.loads(body, parse_int=parse_int)
+
+
+def decode_command(body: bytes) -> CommandEnvelope:
+    """Read a command from the wire.
+
+    Raises:
+        Poison: naming the field that is missing, unknown, of another type or out of range.
+    """
+    value = decode_json(body)
+    try:
+        command: CommandEnvelope = _structure_command(value, CommandEnvelope)
+    except Exception as error:
+        raise _complain(value, CommandEnvelope, error) from error
+    check_command(command)
+    return command
+
+
+def decode_event(body: bytes) -> EventEnvelope:
+    """Read an event from the wire. Raises `Poison` like `decode_command`."""
+    value = decode_json(body)
+    try:
+        event: EventEnvelope = _structure_event(value, EventEnvelope)
+    except Exception as error:
+        raise _complain(value, EventEnvelope, error) from error
+    _check_common(event)
+    check_token(event.name, "name")
+    return event
+
+
+def check_command(command: CommandEnvelope) -> None:
+    """Check what types cannot say: tokens, lengths, ranges. Raises `Poison` naming the field."""
+    _check_common(command)
+    check_token(command.action, "action")
+    version = command.expected_version
+    if version is not None and not 0 <= version < 2**63:
+        raise Poison(
+            f"expected_version {version} is negative or too large",
+            code="bad_expected_version",
+            field="expected_version",
+        )
+
+
+def _check_common(envelope: CommandEnvelope | EventEnvelope) -> None:
+    check_token(envelope.tenant, "tenant")
+    check_token(envelope.workspace, "workspace")
+    check_token(envelope.agent, "agent")
+    if _ID.fullmatch(envelope.id) is None:
+        raise _bad("id", "must be 1 to 256 printable ASCII characters without spaces")
+    key = envelope.idempotency_key
+    if key is not None and not 1 <= len(key) <= _KEY_LENGTH_MAX:
+        raise _bad("idempotency_key", f"must be 1 to {_KEY_LENGTH_MAX} characters")
+    entity = envelope.entity_id
+    if entity is not None and not 1 <= len(entity) <= _KEY_LENGTH_MAX:
+        raise _bad("entity_id", f"must be 1 to {_KEY_LENGTH_MAX} characters")
+    if envelope.trace_id is not None and _TRACE.fullmatch(envelope.trace_id) is None:
+        raise _bad("trace_id", "must be 32 hexadecimal digits (W3C trace context)")
+    if envelope.span_id is not None and _SPAN.fullmatch(envelope.span_id) is None:
+        raise _bad("span_id", "must be 16 hexadecimal digits (W3C trace context)")
+    if envelope.schema_version != 1:
+        raise _bad("schema_version", f"is {envelope.schema_version}; this runtime reads version 1")
+
+
+def _bad(field: str, reason: str) -> Poison:
+    return Poison(f"{field} {reason}", code=f"bad_{field}", field=field)
+
+
+def _complain(value: JsonObject, kind: type, first: Exception) -> Poison:
+    """Turn a structure error into one sentence with the field at fault."""
+    known = {a.name: a for a in attrs.fields(kind)}
+    for name in value:
+        if name not in known:
+            return Poison(f"unknown field {name!r:.100}", code="unknown_field", field=name[:100])
+    for name, attribute in known.items():
+        if name not in value and attribute.default is attrs.NOTHING:
+            return Poison(f"field {name!r} is missing", code="missing_field", field=name)
+    try:
+        _slow.structure(value, kind)
+    except cattrs.BaseValidationError as error:
+        lines = cattrs.transform_error(error)
+        path = re.search(r"@ \$\.([A-Za-z_.]+)", lines[0])
+        field = path.group(1) if path else None
+        return Poison(lines[0], code="wrong_type", field=field)
+    return Poison(f"body does not fit {kind.__name__}: {first}", code="bad_shape", field=None)
+
+
+def encode(envelope: CommandEnvelope | EventEnvelope) -> bytes:
+    """The envelope as it goes on the wire. Fields keep the order of the class.
+
+    Raises:
+        Poison: the payload holds what JSON cannot carry (NaN, integers over 64 bits, foreign objects).
+    """
+    unstructure = (
+        _unstructure_command if type(envelope) is CommandEnvelope else _unstructure_event
+    )
+    try:
+        body = orjson.dumps(unstructure(envelope))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Poison(f"payload is not JSON: {error}", code="not_json", field="payload") from error
+    # orjson writes NaN as null without a word, so a null is worth a look.
+    if b"null" in body and _holds_nan(envelope.payload):
+        raise Poison("payload holds NaN or infinity", code="not_json", field="payload")
+    return body
+
+
+def _holds_nan(value: object) -> bool:
+    if isinstance(value, float):
+        return value != value or value in (float("inf"), float("-inf"))
+    if isinstance(value, Mapping):
+        return any(_holds_nan(v) for v in value.values())
+    if isinstance(value, list | tuple):
+        return any(_holds_nan(v) for v in value)
+    return False
+
+
+def canonical(value: object) -> bytes:
+    """JSON with sorted keys and no spaces: equal values have equal bytes."""
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+
+
+def payload_hash(command: CommandEnvelope) -> bytes:
+    """SHA-256 of what a key stands for: action, entity, expected version and payload.
+
+    Id, time and trace are left out: a re-send has its own.
+    """
+    meaning = [command.action, command.entity_id, command.expected_version, command.payload]
+    return hashlib.sha256(canonical(meaning)).digest()
+
+
+def traceparent(trace_id: str, span_id: str) -> str:
+    """W3C Trace Context header value, sampled."""
+    return f"00-{trace_id}-{span_id}-01"
+
+
+PRINCIPAL_TYPES: Final[tuple[str, ...]] = get_args(PrincipalType)

@@ -1,0 +1,1 @@
+"""The event store: a port and who fills it."""
