@@ -153,9 +153,7 @@ def decode_json(body: bytes) -> JsonObject:
     except orjson.JSONDecodeError as error:
         raise Poison(f"body is not JSON: {error}", code="not_json", field="body") from error
     if type(value) is not dict:
-        raise Poison(
-            f"body is a JSON {type(value).__name__}, not an object", code="bad_shape", field="body"
-        )
+        raise Poison(f"body is a JSON {type(value).__name__}, not an object", code="bad_shape", field="body")
     if _LONG_DIGITS.search(body):
         _refuse_huge_integers(body)
     return value
@@ -164,9 +162,7 @@ def decode_json(body: bytes) -> JsonObject:
 def _refuse_huge_integers(body: bytes) -> None:
     def parse_int(digits: str) -> int:
         if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
-            raise Poison(
-                f"integer {digits[:24]}... does not fit 64 bits", code="huge_integer", field="body"
-            )
+            raise Poison(f"integer {digits[:24]}... does not fit 64 bits", code="huge_integer", field="body")
         return int(digits)
 
     json.loads(body, parse_int=parse_int)
@@ -261,9 +257,7 @@ def encode(envelope: CommandEnvelope | EventEnvelope) -> bytes:
     Raises:
         Poison: the payload holds what JSON cannot carry (NaN, integers over 64 bits, foreign objects).
     """
-    unstructure = (
-        _unstructure_command if type(envelope) is CommandEnvelope else _unstructure_event
-    )
+    unstructure = _unstructure_command if type(envelope) is CommandEnvelope else _unstructure_event
     try:
         body = orjson.dumps(unstructure(envelope))
     except (TypeError, ValueError, RecursionError) as error:

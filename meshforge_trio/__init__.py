@@ -1,0 +1,1 @@
+"""Event-sourced agents on NATS JetStream whose effects happen exactly once."""
