@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, get_args
@@ -122,12 +123,12 @@ def _strict_float(value: Any, _: Any) -> float:
     raise TypeError(f"expected a number, got {type(value).__name__}")
 
 
-def converter(*, detailed: bool = False) -> cattrs.Converter:
-    """A cattrs converter that refuses unknown fields and never coerces.
+def converter(*, detailed: bool = False, forbid_extra_keys: bool = True) -> cattrs.Converter:
+    """A cattrs converter that never coerces and, unless told otherwise, refuses unknown fields.
 
     `detailed` collects every error with its path; without it the first one is raised, faster.
     """
-    made = make_converter(forbid_extra_keys=True, detailed_validation=detailed)
+    made = make_converter(forbid_extra_keys=forbid_extra_keys, detailed_validation=detailed)
     for kind in (str, int, bool):
         made.register_structure_hook(kind, _strict(kind))
     made.register_structure_hook(float, _strict_float)
@@ -270,7 +271,7 @@ def encode(envelope: CommandEnvelope | EventEnvelope) -> bytes:
 
 def _holds_nan(value: object) -> bool:
     if isinstance(value, float):
-        return value != value or value in (float("inf"), float("-inf"))
+        return not math.isfinite(value)
     if isinstance(value, Mapping):
         return any(_holds_nan(v) for v in value.values())
     if isinstance(value, list | tuple):

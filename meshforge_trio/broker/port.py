@@ -191,9 +191,7 @@ class Broker(Protocol):
     async def stream_facts(self, stream: str) -> StreamFacts:
         """Ask the server."""
 
-    async def read_back(
-        self, stream: str, subject: str, from_seq: int, limit: int
-    ) -> Sequence[StoredMessage]:
+    async def read_back(self, stream: str, subject: str, from_seq: int, limit: int) -> Sequence[StoredMessage]:
         """Up to `limit` messages matching `subject` with a sequence of at least `from_seq`."""
 
     async def wait_lost(self) -> str:

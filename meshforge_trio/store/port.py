@@ -137,6 +137,10 @@ class DeadLetter:
     first_at: float
     last_at: float
 
+    def numbered(self, n: int) -> DeadLetter:
+        """The same with the number its output was given."""
+        return attrs.evolve(self, n=n)
+
 
 @attrs.frozen
 class Mark:

@@ -1,0 +1,403 @@
+"""Deciding a batch: pure of I/O but for the handlers themselves, and of time but for `now`.
+
+In stream order, for each delivery: security, then duplicate or mismatch, then hold, then query, then version, then
+the adapter. What comes out is a `Plan`: one transaction, and what to send once it is committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from typing import Any, Final
+
+import attrs
+import trio
+
+from meshforge_trio.agent import AgentAdapter, Context, Decision, Event
+from meshforge_trio.drafts import Cause, Draft, Drafter
+from meshforge_trio.entities import Entities, Entity
+from meshforge_trio.envelope import CommandEnvelope, JsonObject
+from meshforge_trio.errors import Poison, Refused
+from meshforge_trio.intake import Incoming
+from meshforge_trio.plan import Plan, Verdict, assemble
+from meshforge_trio.policy import RetryPolicy
+from meshforge_trio.security import Violation
+from meshforge_trio.store.port import Attempt, Commit, DeadLetter, Output, Reading
+from meshforge_trio.subjects import RESERVED_EVENTS, Scope, violation_subject
+from meshforge_trio.waiting import SOON_S, Waiting
+
+__all__ = ["Decider"]
+
+_ERROR_LENGTH_MAX: Final = 2000
+
+
+@attrs.define(eq=False)
+class _Call:
+    """A handler about to be called."""
+
+    incoming: Incoming
+    entity: Entity
+    cause: Cause
+
+
+class Decider:
+    """Decides one batch. Made anew for each try, so nothing of a failed one is kept."""
+
+    def __init__(
+        self,
+        scope: Scope,
+        adapter: AgentAdapter[Any],
+        drafter: Drafter,
+        policy: RetryPolicy,
+        entities: Entities,
+        waiting: Waiting,
+        reading: Reading,
+        now: float,
+    ) -> None:
+        self._scope = scope
+        self._adapter = adapter
+        self._drafter = drafter
+        self._policy = policy
+        self._entities = entities
+        self._waiting = waiting
+        self._reading = reading
+        self._now = now
+        self._decided: dict[str, Verdict] = {}
+        self._mismatched: dict[tuple[str, bytes], Verdict] = {}
+        self._failed_here: dict[str, float] = {}
+
+    # -- the batch ---------------------------------------------------------------------------------------------
+
+    async def decide(self, batch: Sequence[Incoming], epoch: int, next_n: int) -> Plan:
+        """Decide every delivery of `batch`; number the outputs from `next_n`."""
+        if self._adapter.concurrent:
+            verdicts = await self._decide_side_by_side(batch)
+        else:
+            verdicts = [self._step(incoming) for incoming in batch]
+        for verdict in list(verdicts):
+            verdicts.extend(self._give_up_holder(verdict))
+        return assemble(verdicts, Commit(epoch), next_n, self._entities, self._waiting)
+
+    def _step(self, incoming: Incoming) -> Verdict:
+        call = self._before_call(incoming)
+        if isinstance(call, Verdict):
+            return call
+        try:
+            decision = self._adapter.receive(call.entity.state, _message(incoming), self._context(call))
+            return self._conclude(call, decision)
+        except Exception as error:
+            return self._refuse_or_fail(call, error)
+
+    async def _decide_side_by_side(self, batch: Sequence[Incoming]) -> list[Verdict]:
+        """Entities side by side, each in order; a repeated key stays with its first occurrence."""
+        lanes: dict[str, list[int]] = {}
+        lane_of: dict[str, str] = {}
+        for i, incoming in enumerate(batch):
+            own = f"e:{incoming.entity_id}" if incoming.entity_id is not None else f"k:{incoming.key}"
+            lane = lane_of.setdefault(incoming.key, own)
+            lanes.setdefault(lane, []).append(i)
+        verdicts: dict[int, Verdict] = {}
+
+        async def run(lane: list[int]) -> None:
+            for i in lane:
+                verdicts[i] = await self._step_awaiting(batch[i])
+
+        async with trio.open_nursery() as nursery:
+            for lane_indices in lanes.values():
+                nursery.start_soon(run, lane_indices)
+        return [verdicts[i] for i in range(len(batch))]
+
+    async def _step_awaiting(self, incoming: Incoming) -> Verdict:
+        call = self._before_call(incoming)
+        if isinstance(call, Verdict):
+            return call
+        limit = self._policy.handler_limit_s
+        try:
+            decision = self._adapter.receive(call.entity.state, _message(incoming), self._context(call))
+            if isinstance(decision, Awaitable):
+                with trio.fail_after(limit):
+                    decision = await decision
+            return self._conclude(call, decision)
+        except trio.TooSlowError:
+            return self._fail(call, f"the handler took longer than {limit:g} s and was cancelled")
+        except Exception as error:
+            return self._refuse_or_fail(call, error)
+
+    # -- before the handler ------------------------------------------------------------------------------------
+
+    def _before_call(self, incoming: Incoming) -> Verdict | _Call:
+        """Everything that is decided without the agent; else the call to make."""
+        known = self._known(incoming)
+        if known is not None:
+            return known
+        fault = incoming.fault
+        if fault is not None:
+            if isinstance(fault, Violation):
+                return self._violation(incoming, fault)
+            return self._dead(incoming, fault.code, fault.reason, fault.field)
+        wait = self._wait_s(incoming)
+        if wait is not None:
+            return Verdict(incoming, "held", wait_s=wait)
+        generation = self._reading.generations.get(incoming.key, 0) if self._reading.generations else 0
+        attempt = self._waiting.attempt(incoming.key)
+        # The row of an attempt in progress counts the call that is about to be made.
+        made = 0 if attempt is None else attempt.attempts - incoming.alone
+        if self._policy.exhausted(made):
+            last = attempt.error if attempt is not None and attempt.error else "its process died"
+            return self._dead(incoming, "attempts_exhausted", f"the handler failed {made} times; last: {last}", None)
+        if incoming.suspect and not incoming.alone:
+            # Its hold ran out between being sorted and being decided: it may only run alone, so it comes again.
+            return Verdict(incoming, "held", wait_s=SOON_S)
+        cause = self._drafter.cause(incoming, self._now, generation)
+        entity = self._entities.working(incoming.entity_id)
+        message = incoming.message
+        if isinstance(message, CommandEnvelope) and message.expected_version is not None:
+            verdict = self._check_version(incoming, message, entity, cause)
+            if verdict is not None:
+                return verdict
+        return _Call(incoming, entity, cause)
+
+    def _known(self, incoming: Incoming) -> Verdict | None:
+        """A duplicate gets the first outcome again; the same key with another payload is refused."""
+        here = self._decided.get(incoming.key)
+        found = self._reading.keys.get(incoming.key)
+        stored: Sequence[Output] | Verdict
+        if here is not None:
+            first, stored = here.incoming.hash, here
+        elif found is not None:
+            first, stored = found[0].payload_hash, found[1]
+        else:
+            return None
+        if first != incoming.hash:
+            return self._mismatch(incoming)
+        return Verdict(incoming, "duplicate", echo=stored)
+
+    def _mismatch(self, incoming: Incoming) -> Verdict:
+        pair = (incoming.key, incoming.hash)
+        refused = self._mismatched.get(pair) or self._reading.mismatches.get(pair)
+        if refused is not None:
+            return Verdict(incoming, "duplicate", echo=refused)
+        # Its ids must differ from the first outcome's, so the payload hash goes into them.
+        cause = self._drafter.cause(incoming, self._now, 0)
+        cause.salt = incoming.hash.hex()
+        cause.stem = f"{cause.stem}_{cause.salt[:16]}"
+        payload: JsonObject = {
+            "code": "idempotency_mismatch",
+            "reason": "this idempotency_key was used with another action, entity, version or payload",
+            "field": "idempotency_key",
+        }
+        draft = self._drafter.event(cause, "refused", payload, entity_id=incoming.entity_id, kind="record")
+        verdict = Verdict(incoming, "refused", [draft], mismatch=True)
+        self._mismatched[pair] = verdict
+        return verdict
+
+    def _wait_s(self, incoming: Incoming) -> float | None:
+        if incoming.query:
+            return None
+        wait = self._waiting.delay_s(incoming, self._now)
+        if wait is None and self._policy.hold_entity and incoming.entity_id is not None:
+            wait = self._failed_here.get(incoming.entity_id)
+        return wait
+
+    def _check_version(
+        self, incoming: Incoming, command: CommandEnvelope, entity: Entity, cause: Cause
+    ) -> Verdict | None:
+        if command.entity_id is None:
+            refusal = Refused(
+                "expected_version needs an entity_id", code="expected_version_without_entity", field="expected_version"
+            )
+            return self._refuse(_Call(incoming, entity, cause), refusal)
+        if incoming.query or command.expected_version == entity.version:
+            return None
+        payload: JsonObject = {
+            "entity_id": command.entity_id,
+            "expected_version": command.expected_version,
+            "current_version": entity.version,
+            "reason": "optimistic locking failure: version mismatch",
+        }
+        draft = self._drafter.event(cause, "conflict", payload, entity_id=command.entity_id, kind="record")
+        return self._settled(Verdict(incoming, "conflict", [draft], generation=cause.generation))
+
+    # -- after the handler -------------------------------------------------------------------------------------
+
+    def _context(self, call: _Call) -> Context:
+        return Context(self._now, call.incoming.entity_id, call.entity.version)
+
+    def _conclude(self, call: _Call, decision: object) -> Verdict:
+        """Turn a decision into drafts, and the entity's state forward; all of it or, on an error, nothing."""
+        incoming, cause = call.incoming, call.cause
+        if not isinstance(decision, Decision):
+            raise Poison(f"the handler returned {decision!r:.200}, which is no Decision", code="nonsense")
+        if incoming.query:
+            return self._answer(call, decision)
+        drafts: list[Draft] = []
+        entity = call.entity
+        if decision.events:
+            entity = self._apply(call, decision.events, drafts)
+        drafts.extend(self._drafter.command(cause, send) for send in decision.commands)
+        reply = decision.reply
+        if reply is not None:
+            _check_name(reply.name)
+            drafts.append(self._record(call, reply.name, reply.payload, entity.version))
+        elif not decision.events and isinstance(incoming.message, CommandEnvelope):
+            # Every command has an answer, so that a caller learns its fate.
+            drafts.append(self._record(call, "accepted", {"action": incoming.message.action}, entity.version))
+        self._entities.advance(incoming.entity_id, entity)
+        return self._settled(Verdict(incoming, "decided", drafts, generation=cause.generation))
+
+    def _apply(self, call: _Call, events: Sequence[Event], drafts: list[Draft]) -> Entity:
+        entity_id = call.incoming.entity_id
+        version, chain, state = call.entity.version, call.entity.chain, call.entity.state
+        for event in events:
+            _check_name(event.name)
+            if entity_id is None:
+                drafts.append(self._drafter.event(call.cause, event.name, event.payload, entity_id=None))
+                continue
+            version += 1
+            payload = {**event.payload, "entity_version": version}
+            draft = self._drafter.event(
+                call.cause, event.name, payload, entity_id=entity_id, version=version, chain=chain
+            )
+            assert draft.chain is not None
+            chain = draft.chain
+            state = self._applied(state, Event(event.name, payload))
+            drafts.append(draft)
+        return Entity(version, chain, state, call.entity.saved)
+
+    def _applied(self, state: Any, event: Event) -> Any:
+        try:
+            return self._adapter.apply(state, event)
+        except Exception as error:
+            # An event that cannot be applied now could not be replayed either.
+            raise Poison(
+                f"applying event {event.name!r} failed: {type(error).__name__}: {error}", code="unappliable"
+            ) from error
+
+    def _record(self, call: _Call, name: str, payload: JsonObject, version: int) -> Draft:
+        entity_id = call.incoming.entity_id
+        if entity_id is not None:
+            payload = {**payload, "entity_version": version}
+        return self._drafter.event(call.cause, name, payload, entity_id=entity_id, kind="record")
+
+    def _answer(self, call: _Call, decision: Decision) -> Verdict:
+        if decision.reply is None or decision.events or decision.commands:
+            raise Poison("a query returns one Reply and nothing else", code="nonsense")
+        reply = decision.reply
+        _check_name(reply.name)
+        return Verdict(call.incoming, "answered", [self._record(call, reply.name, reply.payload, call.entity.version)])
+
+    def _refuse_or_fail(self, call: _Call, error: Exception) -> Verdict:
+        if isinstance(error, Refused):
+            return self._refuse(call, error)
+        if isinstance(error, Poison):
+            return self._dead(call.incoming, error.code, error.reason, error.field)
+        return self._fail(call, f"{type(error).__name__}: {error}")
+
+    def _refuse(self, call: _Call, error: Refused) -> Verdict:
+        payload: JsonObject = {"code": error.code, "reason": error.reason, "field": error.field}
+        draft = self._record(call, error.name, payload, call.entity.version)
+        if call.incoming.query:
+            return Verdict(call.incoming, "answered", [draft])
+        return self._settled(Verdict(call.incoming, "refused", [draft], generation=call.cause.generation))
+
+    def _fail(self, call: _Call, error: str) -> Verdict:
+        """The handler raised. Its command waits, or is given up; its neighbours are not concerned."""
+        incoming = call.incoming
+        before = self._waiting.attempt(incoming.key)
+        made = (0 if before is None else before.attempts) + (not incoming.alone)
+        if self._policy.exhausted(made) or self._waiting.full:
+            why = (
+                "the handler failed" if not self._waiting.full else "too many commands wait already; the handler failed"
+            )
+            return self._dead(incoming, "attempts_exhausted", f"{why} {made} times; last: {error}", None, made)
+        wait = self._policy.delay_s(made)
+        attempt = Attempt(
+            key=incoming.key,
+            # A query that fails keeps nobody waiting.
+            entity_id=None if incoming.query else incoming.entity_id,
+            attempts=made,
+            next_at=self._now + wait,
+            first_at=self._now if before is None else before.first_at,
+            last_at=self._now,
+            error=error[:_ERROR_LENGTH_MAX],
+        )
+        if attempt.entity_id is not None:
+            self._failed_here[attempt.entity_id] = wait
+        return Verdict(incoming, "failed", attempt=attempt, wait_s=wait)
+
+    # -- set aside ---------------------------------------------------------------------------------------------
+
+    def _violation(self, incoming: Incoming, violation: Violation) -> Verdict:
+        cause = self._drafter.cause(incoming, self._now, 0)
+        payload: JsonObject = {
+            "code": violation.code,
+            "principal_id": violation.principal_id,
+            "subject": incoming.delivery.subject,
+            "reason": violation.reason,
+        }
+        draft = self._drafter.event(
+            cause,
+            "violation",
+            payload,
+            entity_id=None,
+            kind="record",
+            subject=violation_subject(self._scope.tenant, self._scope.workspace),
+        )
+        return self._settled(Verdict(incoming, "violation", [draft]))
+
+    def _dead(
+        self, incoming: Incoming, code: str, reason: str, field: str | None, attempts: int | None = None
+    ) -> Verdict:
+        """A dead letter is a decision: stored under the key, sent through the outbox, told to the caller."""
+        generation = self._reading.generations.get(incoming.key, 0)
+        cause = self._drafter.cause(incoming, self._now, generation)
+        row = self._waiting.attempt(incoming.key)
+        made = attempts if attempts is not None else (row.attempts - incoming.alone if row is not None else 0)
+        first_at, last_at = (self._now, self._now) if row is None else (row.first_at, row.last_at)
+        told_why: JsonObject = {"code": code, "reason": reason[:_ERROR_LENGTH_MAX], "field": field, "attempts": made}
+        story = {**told_why, "first_at": first_at, "last_at": last_at, "generation": generation}
+        letter = self._drafter.dead_letter(cause, incoming, story)
+        told = self._drafter.event(
+            cause,
+            "dead_lettered",
+            told_why,
+            entity_id=incoming.entity_id,
+            kind="record",
+        )
+        dead = DeadLetter(
+            key=incoming.key,
+            generation=generation,
+            n=0,
+            subject=incoming.delivery.subject,
+            headers=incoming.delivery.headers,
+            body=incoming.delivery.body,
+            code=code,
+            reason=reason[:_ERROR_LENGTH_MAX],
+            attempts=made,
+            first_at=first_at,
+            last_at=last_at,
+        )
+        return self._settled(Verdict(incoming, "dead", [letter, told], generation=generation, dead=dead))
+
+    def _give_up_holder(self, verdict: Verdict) -> list[Verdict]:
+        """When no more may wait, the command that the others wait for is given up at once."""
+        if verdict.outcome != "held" or not self._waiting.full:
+            return []
+        key = self._waiting.failing_key(verdict.incoming.entity_id)
+        holder = None if key is None else self._waiting.message(key)
+        if holder is None or holder.key in self._decided:
+            return []
+        return [self._dead(holder, "hold_full", "too many later commands of its entity wait for it", None)]
+
+    def _settled(self, verdict: Verdict) -> Verdict:
+        self._decided[verdict.incoming.key] = verdict
+        return verdict
+
+
+def _message(incoming: Incoming) -> Any:
+    assert incoming.message is not None
+    return incoming.message
+
+
+def _check_name(name: str) -> None:
+    if name in RESERVED_EVENTS:
+        raise Poison(f"event name {name!r} belongs to the runtime", code="reserved_event")

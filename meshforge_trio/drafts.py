@@ -1,0 +1,236 @@
+"""The bytes of outputs: events, records, commands to others, dead letters.
+
+Ids follow from the command alone, so deciding it again gives the same bytes (rule R10): an event's id is
+`<command id>_<name>`, a Msg-Id the hash of scope, key, kind, generation and number.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping
+
+import attrs
+
+from meshforge_trio.agent import Send
+from meshforge_trio.broker.port import Message
+from meshforge_trio.envelope import (
+    CommandEnvelope,
+    EventEnvelope,
+    JsonObject,
+    canonical,
+    encode,
+    traceparent,
+)
+from meshforge_trio.errors import Poison
+from meshforge_trio.intake import Incoming
+from meshforge_trio.security import as_agent
+from meshforge_trio.store.port import Kind, Output
+from meshforge_trio.subjects import Scope, check_token, command_subject, event_subject, failed_subject
+
+__all__ = ["Cause", "Draft", "Drafter", "as_message", "headers_of"]
+
+#: Ids longer than this are replaced by their hash, so that a chain of agents cannot outgrow the limit.
+_STEM_LENGTH_MAX = 160
+_TRACEPARENT = re.compile(rb"traceparent:\s*[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}\s*", re.IGNORECASE)
+
+
+@attrs.frozen
+class Draft:
+    """An output before it has its number."""
+
+    kind: Kind
+    name: str
+    event_id: str
+    subject: str
+    msg_id: str
+    body: bytes
+    entity_id: str | None = None
+    version: int | None = None
+    chain: bytes | None = None
+
+
+@attrs.define(eq=False)
+class Cause:
+    """What every output of one decision takes from its command."""
+
+    key: str
+    stem: str
+    ts: float
+    trace_id: str
+    message: CommandEnvelope | EventEnvelope | None
+    generation: int = 0
+    salt: str = ""
+    number: int = 0
+    names: dict[str, int] = attrs.field(factory=dict)
+
+
+class Drafter:
+    """Writes the outputs of one scope. `body_max` is what fits into the broker's messages, in bytes."""
+
+    def __init__(self, scope: Scope, body_max: int) -> None:
+        self._scope = scope
+        self._body_max = body_max
+        seed = "\0".join((scope.tenant, scope.workspace, scope.agent)).encode()
+        self._seed = hashlib.sha256(seed + b"\0")
+        self._subjects: dict[str, str] = {}
+
+    def cause(self, incoming: Incoming, now: float, generation: int) -> Cause:
+        """Start the outputs of one decision."""
+        message = incoming.message
+        if message is None:
+            return Cause(incoming.key, incoming.key, now, _trace_of(incoming), None, generation)
+        stem = message.id
+        if len(stem) > _STEM_LENGTH_MAX:
+            stem = hashlib.sha256(stem.encode()).hexdigest()
+        ts = message.ts if message.ts is not None else now
+        trace = message.trace_id if message.trace_id is not None else _trace_of(incoming)
+        return Cause(incoming.key, stem, ts, trace, message, generation)
+
+    def msg_id(self, cause: Cause, kind: Kind) -> str:
+        """Unique in the stream for ever, and guessable by nobody who does not know the key."""
+        total = self._seed.copy()
+        total.update(f"{cause.key}\0{kind}\0{cause.generation}\0{cause.number}\0{cause.salt}".encode())
+        cause.number += 1
+        return total.hexdigest()[:32]
+
+    def event(
+        self,
+        cause: Cause,
+        name: str,
+        payload: JsonObject,
+        *,
+        entity_id: str | None,
+        kind: Kind = "event",
+        subject: str | None = None,
+        version: int | None = None,
+        chain: bytes | None = None,
+    ) -> Draft:
+        """An event or record. With `version`, its chain hash is SHA-256(`chain`, body).
+
+        Raises:
+            Poison: the payload is not JSON, or too large for the broker.
+        """
+        msg_id = self.msg_id(cause, kind)
+        count = cause.names[name] = cause.names.get(name, 0) + 1
+        event_id = f"{cause.stem}_{name}" if count == 1 else f"{cause.stem}_{name}_{count}"
+        message = cause.message
+        envelope = EventEnvelope(
+            id=event_id,
+            tenant=self._scope.tenant,
+            workspace=self._scope.workspace,
+            agent=self._scope.agent,
+            name=name,
+            idempotency_key=cause.key,
+            entity_id=entity_id,
+            payload=payload,
+            security_context=as_agent(self._scope.agent, None if message is None else message.security_context),
+            trace_id=cause.trace_id,
+            span_id=msg_id[:16],
+            ts=cause.ts,
+            causation_id=None if message is None else message.id,
+            correlation_id=None if message is None else message.correlation_id or message.id,
+        )
+        body = self._checked(encode(envelope), f"event {name!r}")
+        if subject is None:
+            subject = self._subjects.get(name)
+            if subject is None:
+                subject = self._subjects[name] = event_subject(self._scope, check_token(name, "event name"))
+        link = hashlib.sha256(chain + body).digest() if chain is not None else None
+        return Draft(kind, name, event_id, subject, msg_id, body, entity_id, version, link)
+
+    def command(self, cause: Cause, send: Send) -> Draft:
+        """A command to another agent in the same tenant and workspace.
+
+        Raises:
+            Poison: agent or action are no tokens, the payload is not JSON or too large.
+        """
+        msg_id = self.msg_id(cause, "command")
+        target = Scope(self._scope.tenant, self._scope.workspace, check_token(send.agent, "agent"))
+        message = cause.message
+        # The first part keeps time-ordered keys together in the receiver's index; the hash makes it unique.
+        stem = cause.key.split(":", 1)[-1] if message is None or cause.key.startswith("evt:") else cause.key
+        envelope = CommandEnvelope(
+            id=msg_id,
+            tenant=target.tenant,
+            workspace=target.workspace,
+            agent=target.agent,
+            action=check_token(send.action, "action"),
+            idempotency_key=f"{stem[:24]}~{msg_id[:24]}",
+            entity_id=send.entity_id,
+            expected_version=send.expected_version,
+            payload=send.payload,
+            security_context=as_agent(self._scope.agent, None if message is None else message.security_context),
+            trace_id=cause.trace_id,
+            span_id=msg_id[:16],
+            ts=cause.ts,
+            causation_id=None if message is None else message.id,
+            correlation_id=None if message is None else message.correlation_id or message.id,
+        )
+        body = self._checked(encode(envelope), f"command {send.agent}.{send.action}")
+        return Draft("command", send.action, msg_id, command_subject(target, send.action), msg_id, body, send.entity_id)
+
+    def dead_letter(self, cause: Cause, incoming: Incoming, story: Mapping[str, object]) -> Draft:
+        """The original message with the story of its failure, as JSON.
+
+        Too large for the broker, it goes without the original's bytes, which the store keeps.
+        """
+        msg_id = self.msg_id(cause, "dead")
+        delivery = incoming.delivery
+        letter: JsonObject = {
+            "subject": delivery.subject,
+            "key": cause.key,
+            **story,
+            "trace_id": cause.trace_id,
+            "headers": delivery.headers.decode("latin-1"),
+            **_readable(delivery.body),
+        }
+        body = canonical(letter)
+        if len(body) > self._body_max:
+            for field in ("payload", "payload_base64"):
+                letter.pop(field, None)
+            letter["payload_sha256"] = hashlib.sha256(delivery.body).hexdigest()
+            letter["payload_bytes"] = len(delivery.body)
+            letter["headers"] = ""
+            body = canonical(letter)
+        subject = failed_subject(delivery.subject)
+        return Draft("dead", "dead_letter", msg_id, subject, msg_id, body, incoming.entity_id)
+
+    def _checked(self, body: bytes, what: str) -> bytes:
+        if len(body) > self._body_max:
+            raise Poison(
+                f"{what} has {len(body)} bytes; the broker takes {self._body_max}", code="oversized", field="payload"
+            )
+        return body
+
+
+def _readable(body: bytes) -> JsonObject:
+    try:
+        return {"payload": body.decode()}
+    except UnicodeDecodeError:
+        return {"payload_base64": base64.b64encode(body).decode()}
+
+
+def _trace_of(incoming: Incoming) -> str:
+    """The trace of a message whose envelope names none: its `traceparent` header, else one made from its key."""
+    for line in incoming.delivery.headers.split(b"\r\n"):
+        found = _TRACEPARENT.fullmatch(line)
+        if found is not None:
+            return found.group(1).decode().lower()
+    return hashlib.sha256(incoming.key.encode()).hexdigest()[:32]
+
+
+def headers_of(output: Output) -> dict[str, str]:
+    """Headers beside Msg-Id, read from the stored body: the trace of an event or command."""
+    if output.kind == "dead":
+        return {}
+    # The body is ours: fields are unescaped ASCII and in a fixed order, so a search spares a parse.
+    at = output.body.rfind(b'"trace_id":"')
+    trace = output.body[at + 12 : at + 44].decode()
+    return {"traceparent": traceparent(trace, output.msg_id[:16])}
+
+
+def as_message(output: Output) -> Message:
+    """An output as it is published, the first time and every time."""
+    return Message(output.subject, output.body, output.msg_id, headers_of(output))

@@ -1,0 +1,112 @@
+"""Entities in memory: the cache of a session, and the private copy a turn works on.
+
+A turn moves its own copies forward; the cache takes them only after COMMIT returned. Any other end drops them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import attrs
+import orjson
+
+from meshforge_trio.agent import AgentAdapter, Event
+from meshforge_trio.envelope import canonical
+from meshforge_trio.store.port import Commit, Head, Snapshot
+
+__all__ = ["Cache", "Entities", "Entity", "restore"]
+
+#: A snapshot is due when an entity has this many events after its last one.
+SNAPSHOT_EVERY: Final = 64
+
+
+@attrs.frozen
+class Entity:
+    """Where an entity stands. `chain` is empty before its first event; `saved` its snapshot's version."""
+
+    version: int
+    chain: bytes
+    state: Any
+    saved: int
+
+
+class Cache:
+    """The entities used last, at most `size` of them."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._entities: dict[str, Entity] = {}
+
+    def get(self, entity_id: str) -> Entity | None:
+        return self._entities.get(entity_id)
+
+    def __contains__(self, entity_id: str) -> bool:
+        return entity_id in self._entities
+
+    def put(self, entities: Mapping[str, Entity]) -> None:
+        """Take these as the newest."""
+        for entity_id, entity in entities.items():
+            self._entities.pop(entity_id, None)
+            self._entities[entity_id] = entity
+        while len(self._entities) > self._size:
+            del self._entities[next(iter(self._entities))]
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._entities.clear()
+
+
+class Entities:
+    """The entities of one turn."""
+
+    def __init__(self, cache: Cache, adapter: AgentAdapter[Any], heads: Mapping[str, Head]) -> None:
+        self._cache = cache
+        self._adapter = adapter
+        self._heads = heads
+        self._read: dict[str, Entity] = {}
+        self._changed: dict[str, Entity] = {}
+
+    def working(self, entity_id: str | None) -> Entity:
+        """The entity as this turn has left it so far."""
+        if entity_id is None:
+            return Entity(0, b"", self._adapter.initial(), 0)
+        entity = self._changed.get(entity_id) or self._cache.get(entity_id) or self._read.get(entity_id)
+        if entity is None:
+            entity = self._read[entity_id] = restore(self._adapter, self._heads.get(entity_id))
+        return entity
+
+    def advance(self, entity_id: str | None, entity: Entity) -> None:
+        """A decision moved it."""
+        if entity_id is not None and entity is not self.working(entity_id):
+            self._changed[entity_id] = entity
+
+    def write_to(self, commit: Commit) -> None:
+        """Heads of what changed, and snapshots that are due."""
+        for entity_id, entity in self._changed.items():
+            commit.heads.append(Head(entity_id, entity.version, entity.chain))
+            if entity.version - entity.saved >= SNAPSHOT_EVERY:
+                state = canonical(self._adapter.dump(entity.state))
+                commit.snapshots.append(Snapshot(entity_id, entity.version, self._adapter.schema, state))
+                self._changed[entity_id] = attrs.evolve(entity, saved=entity.version)
+
+    def keep(self) -> None:
+        """The transaction is committed: the cache takes what was read and changed."""
+        self._cache.put(self._read)
+        self._cache.put(self._changed)
+
+
+def restore(adapter: AgentAdapter[Any], head: Head | None) -> Entity:
+    """An entity from its snapshot and the events after it."""
+    if head is None:
+        return Entity(0, b"", adapter.initial(), 0)
+    state = adapter.initial() if head.state is None else adapter.load(orjson.loads(head.state))
+    return Entity(head.version, head.chain, replayed(adapter, state, head.tail), head.state_version)
+
+
+def replayed(adapter: AgentAdapter[Any], state: Any, bodies: Sequence[bytes]) -> Any:
+    """`state` after the events of `bodies`."""
+    for body in bodies:
+        event = orjson.loads(body)
+        state = adapter.apply(state, Event(event["name"], event["payload"]))
+    return state

@@ -1,0 +1,111 @@
+"""From a delivery to something that can be decided: decode, check, name.
+
+Every message gets a key here, also one that cannot be read: `raw:` and the SHA-256 of its subject, headers and body.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import attrs
+
+from meshforge_trio.agent import AgentAdapter
+from meshforge_trio.broker.port import Delivery
+from meshforge_trio.envelope import (
+    CommandEnvelope,
+    EventEnvelope,
+    canonical,
+    decode_command,
+    decode_event,
+    payload_hash,
+)
+from meshforge_trio.errors import Poison
+from meshforge_trio.security import Violation, check
+from meshforge_trio.subjects import Scope, parse_subject
+
+__all__ = ["Incoming", "read_delivery"]
+
+_OWN_PREFIXES = ("evt:", "query:", "raw:")
+
+
+@attrs.define(eq=False)
+class Incoming:
+    """A delivery that has been read.
+
+    `key` names its effect in the store, `hash` what the key stands for. `fault` is why it cannot be decided by the
+    agent: a violation, or poison. `suspect` says that an earlier run of it may have died, `alone` that it is being
+    run by itself therefore.
+    """
+
+    delivery: Delivery
+    key: str
+    hash: bytes
+    message: CommandEnvelope | EventEnvelope | None = None
+    entity_id: str | None = None
+    query: bool = False
+    fault: Violation | Poison | None = None
+    suspect: bool = False
+    alone: bool = False
+
+
+def raw_key(delivery: Delivery) -> tuple[str, bytes]:
+    """The name of a message by its bytes, for one that has no other."""
+    total = hashlib.sha256()
+    for part in (delivery.subject.encode(), delivery.headers, delivery.body):
+        total.update(len(part).to_bytes(8, "big") + part)
+    return f"raw:{total.hexdigest()}", total.digest()
+
+
+def read_delivery(delivery: Delivery, scope: Scope, adapter: AgentAdapter[object]) -> Incoming:
+    """Decode and check one delivery. Never raises for what a message contains."""
+    try:
+        address = parse_subject(delivery.subject)
+        if address.kind == "cmd":
+            return _read_command(delivery, scope, adapter)
+        return _read_event(delivery, adapter)
+    except Poison as fault:
+        key, digest = raw_key(delivery)
+        if fault.field is not None and fault.field.startswith("security_context"):
+            violation = Violation("bad_security_context", fault.reason, None)
+            return Incoming(delivery, key, digest, fault=violation)
+        return Incoming(delivery, key, digest, fault=fault)
+
+
+def _read_command(delivery: Delivery, scope: Scope, adapter: AgentAdapter[object]) -> Incoming:
+    command = decode_command(delivery.body)
+    violation = check(parse_subject(delivery.subject), command)
+    if violation is not None:
+        # Under its own bytes, not under the key it claims: a stranger must not occupy somebody's key.
+        key, digest = raw_key(delivery)
+        return Incoming(delivery, key, digest, command, fault=violation)
+    query = adapter.is_query(command.action)
+    name = command.idempotency_key
+    if query:
+        return Incoming(delivery, f"query:{command.id}", b"", command, command.entity_id, query=True)
+    if name is None:
+        raise Poison("field 'idempotency_key' is missing", code="missing_field", field="idempotency_key")
+    if name.startswith(_OWN_PREFIXES):
+        raise Poison(
+            f"idempotency_key may not begin with {' or '.join(_OWN_PREFIXES)}: the runtime uses these",
+            code="bad_idempotency_key",
+            field="idempotency_key",
+        )
+    return Incoming(delivery, name, payload_hash(command), command, command.entity_id)
+
+
+def _read_event(delivery: Delivery, adapter: AgentAdapter[object]) -> Incoming:
+    event = decode_event(delivery.body)
+    violation = check(parse_subject(delivery.subject), event)
+    if violation is not None:
+        key, digest = raw_key(delivery)
+        return Incoming(delivery, key, digest, event, fault=violation)
+    try:
+        entity = adapter.entity_of(event)
+    except Exception as error:
+        raise Poison(
+            f"event {event.id}: choosing the entity failed: {type(error).__name__}: {error}", code="bad_entity"
+        ) from error
+    # Two agents, or two commands that share an id, may publish events of one id; the cause's key tells them apart.
+    key = f"evt:{event.agent}:{event.id}:{event.idempotency_key or ''}"
+    digest = hashlib.sha256(canonical([event.name, event.entity_id, event.payload])).digest()
+    return Incoming(delivery, key, digest, event, entity)

@@ -1,0 +1,45 @@
+"""Who may say what to whom: checked before anything else is looked at, and first in every decision.
+
+A message that fails here is a violation: stored and published in the scope where it arrived, never echoing the payload.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from meshforge_trio.envelope import CommandEnvelope, EventEnvelope, SecurityContext
+from meshforge_trio.subjects import Address, Scope
+
+__all__ = ["Violation", "as_agent", "check"]
+
+
+@attrs.frozen
+class Violation:
+    """Why a message was not let in. `code` is for machines."""
+
+    code: str
+    reason: str
+    principal_id: str | None
+
+
+def check(address: Address, envelope: CommandEnvelope | EventEnvelope) -> Violation | None:
+    """Compare what the subject says with what the envelope says, and require a principal."""
+    context = envelope.security_context
+    principal = context.principal_id if context is not None else None
+    claimed = Scope(envelope.tenant, envelope.workspace, envelope.agent)
+    if claimed != address.scope:
+        return Violation("scope_mismatch", f"envelope names {claimed}, subject names {address.scope}", principal)
+    verb = envelope.action if isinstance(envelope, CommandEnvelope) else envelope.name
+    if verb != address.verb:
+        return Violation("subject_mismatch", f"envelope says {verb!r}, subject says {address.verb!r}", principal)
+    if context is None:
+        return Violation("missing_security_context", "security_context is missing", None)
+    if not 1 <= len(context.principal_id) <= 256:
+        return Violation("bad_principal", "principal_id must be 1 to 256 characters", None)
+    return None
+
+
+def as_agent(agent: str, cause: SecurityContext | None) -> SecurityContext:
+    """The principal of what an agent sends: the agent, on behalf of whoever began the chain."""
+    origin = None if cause is None else cause.on_behalf_of or cause.principal_id
+    return SecurityContext(agent, "agent", origin)

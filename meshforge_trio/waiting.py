@@ -1,0 +1,110 @@
+"""What waits: commands whose handler failed, and the later commands of their entities behind them.
+
+Which command failed, how often and until when lies in the store (rule R8), so a hold outlives the process. What is
+only here is `parked`: the stream sequences that were NAKed in this session. A NAKed message may come back behind a
+later one, and whoever arrives while an earlier one of its entity is parked goes back too. The next session's reset
+brings everything again in stream order, so `parked` starts empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from meshforge_trio.intake import Incoming
+from meshforge_trio.policy import RetryPolicy
+from meshforge_trio.store.port import Attempt
+
+__all__ = ["SOON_S", "Waiting"]
+
+#: How soon to look again for a message that only waits for another one to come back first.
+SOON_S = 0.1
+
+
+class Waiting:
+    """The failing commands of a scope and everything NAKed because of them."""
+
+    def __init__(self, attempts: Iterable[Attempt], policy: RetryPolicy, held_max: int) -> None:
+        self._policy = policy
+        self._held_max = held_max
+        self._failing: dict[str, Attempt] = {}
+        self._key_of_entity: dict[str, str] = {}
+        self._message: dict[str, Incoming] = {}
+        self._parked: dict[tuple[str, str | None], set[int]] = {}
+        self._parked_total = 0
+        for attempt in attempts:
+            self.fail(attempt, None)
+
+    @property
+    def parked(self) -> int:
+        """How many deliveries are NAKed and not back yet."""
+        return self._parked_total
+
+    @property
+    def full(self) -> bool:
+        """Whether no more may wait, so that what is held never fills `max_ack_pending`."""
+        return self._parked_total >= self._held_max
+
+    def attempt(self, key: str) -> Attempt | None:
+        """The attempt row of a key."""
+        return self._failing.get(key)
+
+    def fail(self, attempt: Attempt, incoming: Incoming | None) -> None:
+        """A handler failed, or is about to be called alone; the row is committed."""
+        self._failing[attempt.key] = attempt
+        if attempt.entity_id is not None:
+            self._key_of_entity.setdefault(attempt.entity_id, attempt.key)
+        if incoming is not None:
+            self._message[attempt.key] = incoming
+
+    def end(self, key: str) -> None:
+        """The command is decided: nobody waits for it any more."""
+        attempt = self._failing.pop(key, None)
+        self._message.pop(key, None)
+        if attempt is not None and attempt.entity_id is not None:
+            self._key_of_entity.pop(attempt.entity_id, None)
+
+    def message(self, key: str) -> Incoming | None:
+        """The delivery of a failing command, if it came in this session."""
+        return self._message.get(key)
+
+    def failing_key(self, entity_id: str | None) -> str | None:
+        """Which command an entity is held for."""
+        return None if entity_id is None else self._key_of_entity.get(entity_id)
+
+    def delay_s(self, incoming: Incoming, now: float) -> float | None:
+        """How long this delivery must still wait; `None` lets it run."""
+        own = self._failing.get(incoming.key)
+        if own is not None and own.next_at > now:
+            return own.next_at - now
+        if not self._policy.hold_entity or incoming.entity_id is None:
+            return None
+        holder = self._key_of_entity.get(incoming.entity_id)
+        if holder is not None and holder != incoming.key:
+            return max(self._failing[holder].next_at - now, SOON_S)
+        earlier = self._parked.get((incoming.delivery.stream, incoming.entity_id))
+        if earlier and min(earlier) < incoming.delivery.stream_seq:
+            return SOON_S
+        return None
+
+    def was_parked(self, incoming: Incoming) -> bool:
+        """Whether this session NAKed it without a call of its handler having died."""
+        return incoming.delivery.stream_seq in self._parked.get((incoming.delivery.stream, incoming.entity_id), ())
+
+    def park(self, incoming: Incoming) -> None:
+        """It was NAKed."""
+        sequences = self._parked.setdefault((incoming.delivery.stream, incoming.entity_id), set())
+        self._parked_total += incoming.delivery.stream_seq not in sequences
+        sequences.add(incoming.delivery.stream_seq)
+
+    def unpark(self, incoming: Incoming) -> None:
+        """It was ACKed."""
+        if not self._parked:
+            return
+        place = (incoming.delivery.stream, incoming.entity_id)
+        sequences = self._parked.get(place)
+        if sequences is None or incoming.delivery.stream_seq not in sequences:
+            return
+        sequences.discard(incoming.delivery.stream_seq)
+        self._parked_total -= 1
+        if not sequences:
+            del self._parked[place]
