@@ -26,7 +26,7 @@ from meshforge_trio.agent import AgentAdapter
 from meshforge_trio.broker.port import Broker
 from meshforge_trio.config import Settings
 from meshforge_trio.engine import RuntimeEngine
-from meshforge_trio.errors import Misconfigured, Poison, SessionLost, StoreFull
+from meshforge_trio.errors import Fenced, Misconfigured, Poison, SessionLost, StoreFull
 from meshforge_trio.points import Probe, no_probe
 from meshforge_trio.policy import Disposition, ExitCode, disposition, worst
 from meshforge_trio.store.port import EventStore
@@ -157,6 +157,9 @@ class Runtime:
                 await self._store.keep_alive()
             except StoreFull as error:
                 self._log.error("no space left for the store; nothing is decided until there is", reason=str(error))
+            except Fenced as error:
+                # Its engines see that the term is over, and stand by.
+                self._log.warning("the term of this process ran out", reason=str(error))
             await trio.sleep(self._settings.lease_ttl_s / 4)
 
     async def _bound_drain(self, everything: trio.CancelScope) -> None:

@@ -42,7 +42,6 @@ Receiver = Callable[[bytes, bytes, bytes | None, bytes], None]
 _CONNECT_S: Final = 5.0
 _CLOSE_S: Final = 2.0
 _PING_S: Final = 5
-_PROBE_S: Final = 2.0
 # Two probes unanswered: one may go unanswered merely because this process was busy or suspended.
 _PROBES_MISSED_MAX: Final = 2
 # Far above what nats-py numbers its own subscriptions with.
@@ -62,7 +61,10 @@ _live: weakref.WeakSet[Connection] = weakref.WeakSet()
 
 @attrs.frozen(kw_only=True)
 class ConnectOptions:
-    """How to dial. `inbox_prefix` is what the broker's permissions let this user subscribe to."""
+    """How to dial. `inbox_prefix` is what the broker's permissions let this user subscribe to.
+
+    Every `probe_s` seconds a message to ourselves is sent; the second that stays away ends the session.
+    """
 
     urls: tuple[str, ...]
     name: str = "meshforge"
@@ -73,6 +75,7 @@ class ConnectOptions:
     creds_file: Path | None = None
     tls: ssl.SSLContext | None = attrs.field(default=None, repr=False)
     inbox_prefix: str = "_INBOX"
+    probe_s: float = 2.0
 
 
 @lru_cache(maxsize=8192)
@@ -162,11 +165,12 @@ def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
 class Connection:
     """One connection to a nats-server, from dial to loss. Made by `connect`."""
 
-    def __init__(self, client: _Parsing, loop: asyncio.AbstractEventLoop, inbox_prefix: str) -> None:
+    def __init__(self, client: _Parsing, loop: asyncio.AbstractEventLoop, options: ConnectOptions) -> None:
         self.loop = loop
         self.lost: str | None = None
         self._client = client
-        self._inbox_prefix = inbox_prefix
+        self._inbox_prefix = options.inbox_prefix
+        self._probe_s = options.probe_s
         self._lost_event = trio.Event()
         self._wakers: set[Callable[[], None]] = set()
         self._next_sid = _FIRST_SID
@@ -293,10 +297,10 @@ class Connection:
         if self.lost is not None:
             return
         if self._probes_sent - self._probes_answered >= _PROBES_MISSED_MAX:
-            self.lose(f"the server has not answered for {_PROBES_MISSED_MAX * _PROBE_S:g} s")
+            self.lose(f"the server has not answered for {_PROBES_MISSED_MAX * self._probe_s:g} s")
             return
         self._send_probe()
-        self._probe_timer = self.loop.call_later(_PROBE_S, self._watch)
+        self._probe_timer = self.loop.call_later(self._probe_s, self._watch)
 
 
 async def connect(options: ConnectOptions) -> Connection:
@@ -315,7 +319,7 @@ async def connect(options: ConnectOptions) -> Connection:
     _check_client()
     loop.set_exception_handler(_on_loop_error)
     client = _Parsing()
-    connection = Connection(client, loop, options.inbox_prefix)
+    connection = Connection(client, loop, options)
     _live.add(connection)
     failure = await _dial(client, connection, options)
     if failure is not None:

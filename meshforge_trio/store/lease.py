@@ -19,7 +19,7 @@ import apsw
 
 from meshforge_trio.errors import Fenced, Misconfigured
 from meshforge_trio.store.port import Lease
-from meshforge_trio.store.schema import SCOPE_SHIFT
+from meshforge_trio.store.rows import last_n
 from meshforge_trio.subjects import Scope
 
 __all__ = ["Clock", "HolderLock", "Term", "boot_id", "boottime_ns"]
@@ -166,15 +166,15 @@ class Term:
             raise Fenced(f"taken over by another process: {', '.join(str(scope) for scope in lost)}")
         return self._write(connection)
 
-    def take(self, connection: apsw.Connection, number: int, scope: Scope, server_id: str) -> Lease | None:
-        """Take the lease of a scope whose number is `number`; `None` while another living holder has it."""
+    def take(self, connection: apsw.Connection, number: int, server_id: str) -> Lease | None:
+        """Take the lease of the scope numbered `number`; `None` while another living holder has it."""
         row = connection.execute(
             "SELECT l.epoch, l.clean, l.server_id, l.holder, h.boot_id, h.expires_ns"
             " FROM leases l LEFT JOIN holders h ON h.holder = l.holder WHERE l.scope = ?",
             (number,),
         ).fetchone()
-        epoch, clean, server_before, holder, boot, expires_ns = row or (0, 1, "", None, None, None)
-        if holder != self.holder and boot is not None:
+        epoch, clean, server_before, holder, boot, expires_ns = row or (0, 1, "", None, None, 0)
+        if boot is not None and holder != self.holder:
             if _bury(self._directory / f"{holder}.lock"):
                 connection.execute("DELETE FROM holders WHERE holder = ?", (holder,))
             elif boot == self._boot_id and self._clock() < expires_ns:
@@ -183,11 +183,7 @@ class Term:
             "INSERT OR REPLACE INTO leases(scope, epoch, holder, clean, server_id) VALUES (?, ?, ?, 0, ?)",
             (number, epoch + 1, self.holder, server_id),
         )
-        base = number << SCOPE_SHIFT
-        ((last,),) = connection.execute(
-            "SELECT max(id) FROM outputs WHERE id BETWEEN ? AND ?", (base, base + (1 << SCOPE_SHIFT) - 1)
-        )
-        return Lease(epoch + 1, bool(clean), server_before, (base if last is None else last) - base + 1)
+        return Lease(epoch + 1, bool(clean), server_before, last_n(connection, number) + 1)
 
     def renew_with(self, connection: apsw.Connection, number: int) -> int:
         """Write a new end of the term together with a `take` of scope `number`, and return it.
@@ -197,14 +193,14 @@ class Term:
         expires_ns = self._write(connection)
         return 0 if self._lost(connection, besides=number) else expires_ns
 
-    def remember(self, number: int, scope: Scope, epoch: int) -> None:
+    def remember(self, number: int, epoch: int, scope: Scope) -> None:
         """Take note of a committed `take`."""
         self._epochs[number] = (epoch, scope)
 
-    def forget(self, number: int, epoch: int) -> None:
-        """Take note that what was held under `epoch` was given up or lost."""
-        if self._epochs.get(number, (0,))[0] <= epoch:
-            self._epochs.pop(number, None)
+    def forget(self, number: int, epoch: int | None = None) -> None:
+        """Take note that the scope was given up or lost; with `epoch` only if it is still held under that one."""
+        if number in self._epochs and epoch in (None, self._epochs[number][0]):
+            del self._epochs[number]
 
     def give_up(self, connection: apsw.Connection) -> None:
         """Leave every scope to whoever wants it."""

@@ -26,6 +26,7 @@ __all__ = [
     "SCOPE_SHIFT",
     "Synchronous",
     "connect",
+    "extended_code",
     "transaction",
     "translated",
 ]
@@ -139,10 +140,9 @@ def connect(path: Path, *, synchronous: Synchronous, vfs: str | None) -> apsw.Co
     small tables and a reading of the newest 1,000 outputs, so that start-up stays short.
 
     Raises:
-        Misconfigured: SQLite is too old, the path cannot be opened, the file is not ours or is newer than this program.
+        Misconfigured: SQLite is too old, or the file is another program's or newer than this one.
         StoreBroken: the file is damaged.
-        StoreFull: no space to create it.
-        Transient: another process kept it locked for more than 5 seconds.
+        apsw.Error, OSError: for `translated`.
     """
     found = tuple(int(part) for part in apsw.sqlite_lib_version().split("."))
     if found < _SQLITE_MINIMUM:
@@ -150,19 +150,11 @@ def connect(path: Path, *, synchronous: Synchronous, vfs: str | None) -> apsw.Co
             f"SQLite {apsw.sqlite_lib_version()} can corrupt a database with several writers; "
             "3.51.3 or newer is needed: run `pip install --upgrade apsw`"
         )
-    try:
-        _create(path)
-        connection = apsw.Connection(os.fspath(path), vfs=vfs)
-    except OSError as error:
-        raise _os_error(path, error) from error
-    except (apsw.CantOpenError, apsw.PermissionsError) as error:
-        raise Misconfigured(f"cannot open the store {path}: {error}") from error
+    _create(path)
+    connection = apsw.Connection(os.fspath(path), vfs=vfs)
     try:
         _set_up(connection, path, synchronous)
-    except apsw.Error as error:
-        connection.close()
-        raise translated(error, path) from error
-    except MeshForgeError:
+    except BaseException:
         connection.close()
         raise
     return connection
@@ -271,25 +263,30 @@ def transaction(connection: apsw.Connection, mode: Literal["DEFERRED", "IMMEDIAT
         raise
 
 
-def translated(error: apsw.Error, path: Path) -> MeshForgeError:
-    """The error of ours that says what the caller must do about SQLite's."""
+def translated(error: apsw.Error | OSError, path: Path) -> MeshForgeError:
+    """The error of ours that says what the caller must do about SQLite's, or about a file's at opening."""
+    if isinstance(error, OSError):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return StoreFull(f"no space to create {path}")
+        return Misconfigured(f"cannot create or open the store {path}: {error.strerror}")
+    if isinstance(error, apsw.CantOpenError | apsw.PermissionsError):
+        return Misconfigured(f"cannot open the store {path}: {error}")
     if isinstance(error, apsw.FullError):
         return StoreFull(f"no space for {path}: {error}")
     if isinstance(error, apsw.BusyError | apsw.LockedError):
         return Transient(f"{path} is locked by another process: {error}")
     if isinstance(error, apsw.NotADBError):
         return StoreBroken(_damaged(path, str(error)))
-    if isinstance(error, apsw.IOError) and error.extendedresult == apsw.SQLITE_IOERR_SHMSIZE:
+    if isinstance(error, apsw.IOError) and extended_code(error) == apsw.SQLITE_IOERR_SHMSIZE:
         return StoreFull(f"no space for the index of the write-ahead log of {path}")
     if isinstance(error, apsw.CorruptError):
         return StoreBroken(_damaged(path, str(error)))
     return StoreBroken(f"{path}: {type(error).__name__}: {error}")
 
 
-def _os_error(path: Path, error: OSError) -> MeshForgeError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreFull(f"no space to create {path}")
-    return Misconfigured(f"cannot create the store {path}: {error.strerror}")
+def extended_code(error: apsw.Error) -> int:
+    """SQLite's extended result code; apsw's type stubs do not know the attribute."""
+    return getattr(error, "extendedresult", 0)
 
 
 def _damaged(path: Path, finding: str) -> str:

@@ -1,8 +1,4 @@
-"""The event store on SQLite: one file, one connection per process, every write one IMMEDIATE transaction.
-
-Rows go in and keys are looked up many to a statement. apsw gives up the interpreter lock around each step of a
-statement, so with a statement per row a commit beside a busy event loop waits for that lock a thousand times.
-"""
+"""The event store on SQLite: one file, one connection per process, every write one IMMEDIATE transaction."""
 
 from __future__ import annotations
 
@@ -11,44 +7,26 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar, TypeVarTuple
+from typing import Final, Protocol, TypeVar, TypeVarTuple
 
 import apsw
 import trio
 
-from meshforge_trio.errors import MeshForgeError, Misconfigured, StoreBroken
+from meshforge_trio.errors import Fenced, Misconfigured, StoreBroken
+from meshforge_trio.points import Point, Probe
+from meshforge_trio.store import rows
 from meshforge_trio.store.lease import Clock, Term, boottime_ns
-from meshforge_trio.store.schema import (
-    SCOPE_SHIFT,
-    Synchronous,
-    connect,
-    transaction,
-    translated,
-)
+from meshforge_trio.store.port import Attempt, Commit, Head, Lease, Mark, Output, Reading
+from meshforge_trio.store.schema import Synchronous, connect, transaction, translated
 from meshforge_trio.subjects import Scope, is_token
 
 __all__ = ["Offload", "SQLiteEventStore", "SQLiteScopeStore", "inline"]
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
-_Row = tuple[Any, ...]
 
-# Write-ahead log pages (8 KiB each) from which on a commit is followed by a checkpoint.
+# Pages of the write-ahead log (8 KiB each) from which on a write is followed by a checkpoint.
 _CHECKPOINT_PAGES: Final = 4_000
-_N_MAX: Final = (1 << SCOPE_SHIFT) - 1
-# Rows or keys per statement. Few sizes, so that the statements stay in the connection's cache.
-_CHUNKS: Final = (64, 8, 1)
-
-_MARKS_KEPT: Final = 10_000
-_MARKS_KEPT_S: Final = 24 * 3600.0
-# Marks are pruned when their number is a multiple of this, and older ones with such a number are kept for 24 hours.
-_MARK_STRIDE: Final = 256
-
-_OUTPUT: Final = "id, kind, key, event_id, name, subject, msg_id, body, entity_id, version, chain"
-_HEAD: Final = (
-    "SELECT h.entity_id, h.version, h.chain, s.state, s.version, s.schema FROM heads h"
-    " LEFT JOIN snapshots s ON s.scope = h.scope AND s.entity_id = h.entity_id"
-)
 
 
 class Offload(Protocol):
@@ -62,7 +40,7 @@ async def inline(fn: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
     return fn(*args)
 
 
-def _threads() -> Offload:
+def _in_thread() -> Offload:
     limiter = trio.CapacityLimiter(1)
 
     async def offload(fn: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
@@ -82,7 +60,7 @@ class SQLiteEventStore:
         self._offload = offload
         self._lock = trio.Lock()
         self._pid = os.getpid()
-        self._refusal: MeshForgeError | None = None
+        self._refusal: Exception | None = None
         self._log_pages = 0
         # In place of SQLite's automatic checkpoint, which keeps a failed fsync to itself.
         connection.set_wal_hook(self._note_log_pages)
@@ -102,8 +80,8 @@ class SQLiteEventStore:
         """Open or create the store at `path`, and begin a term of `ttl_s` seconds.
 
         `holder` names this process among those that open the file (default: process id and random digits).
-        `synchronous="NORMAL"` can lose the last commits with the power, "OFF" the file. `clock` and `vfs` (the name
-        of a registered SQLite VFS) are for simulations and fault tests.
+        `synchronous="NORMAL"` can lose the last commits with the power, "OFF" the file. `clock` and `vfs` (the
+        name of a registered SQLite VFS) are for simulations and fault tests.
 
         Raises:
             Misconfigured, StoreBroken, StoreFull, Transient: as `schema.connect` says; `Misconfigured` also for a
@@ -112,28 +90,28 @@ class SQLiteEventStore:
         name = holder or f"{os.getpid()}-{secrets.token_hex(8)}"
         if not is_token(name):
             raise Misconfigured(f"holder {name!r} must be 1 to 64 of A-Z a-z 0-9 _ -")
-        run = offload or _threads()
+        run = offload or _in_thread()
         file = Path(path)
 
         def set_up() -> SQLiteEventStore:
             connection = connect(file, synchronous=synchronous, vfs=vfs)
-            try:
+            with contextlib.ExitStack() as undo:
+                undo.callback(connection.close)
                 term = Term(Path(f"{file}-holders"), name, ttl_s, clock)
-            except BaseException:
-                connection.close()
-                raise
-            store = cls(file, connection, term, run)
-            try:
-                store._write(lambda: term.extend(term.begin(connection)))
-            except BaseException as error:
-                store._close_file(remove=True)
-                if isinstance(error, apsw.Error):
-                    raise translated(error, file) from error
-                raise
+                undo.callback(term.end, remove=True)
+                store = cls(file, connection, term, run)
+                with store.writing():
+                    expires_ns = term.begin(connection)
+                term.extend(expires_ns)
+                undo.pop_all()
             return store
 
         with trio.CancelScope(shield=True):
-            return await run(set_up)
+            try:
+                store = await run(set_up)
+            except (apsw.Error, OSError) as error:
+                raise translated(error, file) from error
+        return store
 
     def scope(self, scope: Scope) -> SQLiteScopeStore:
         """The rows of one scope."""
@@ -141,8 +119,7 @@ class SQLiteEventStore:
 
     async def scopes(self) -> Sequence[Scope]:
         """Every scope that has ever been served, sorted."""
-        sql = "SELECT tenant, workspace, agent FROM scopes ORDER BY 1, 2, 3"
-        return [Scope(*row) for row in await self.run(self.rows, sql)]
+        return await self.run(self._scopes)
 
     async def keep_alive(self) -> None:
         """Renew the term.
@@ -151,30 +128,33 @@ class SQLiteEventStore:
             Fenced: the term had run out and another process has taken a scope since. Nothing was renewed, and
                 `lease_valid` stays false until that scope's engine calls `take_lease`.
         """
-        await self.run(self._renew)
+        await self.run(self._keep_alive)
 
     def lease_valid(self) -> bool:
         """Whether the term, less a margin of a tenth, still runs. Reads a clock and nothing else."""
         return self._refusal is None and self.term.valid()
 
     async def close(self) -> None:
-        """Give up the term, so that others may take over at once, and close the file. Never fails."""
+        """Give up the term, so that others may take over at once, and close the file. Again it does nothing."""
         with trio.CancelScope(shield=True):
             async with self._lock:
-                await self._offload(self._close)
+                if not isinstance(self._refusal, trio.ClosedResourceError):
+                    await self._offload(self._close)
 
     def abandon(self) -> None:
-        """Let go of the file as a killed process would, its term and its write-ahead log left behind. Blocks.
+        """Let go of the file as a killed process would: its term and its write-ahead log stay behind. Blocks.
 
-        For simulations; nothing of the store works afterwards.
+        For simulations. Nothing of the store works afterwards.
         """
-        if not isinstance(self._refusal, Misconfigured):
-            self._close_file(remove=False)
+        self._refusal = trio.ClosedResourceError(f"{self.path} was abandoned")
+        self.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        self.connection.close()
+        self.term.end(remove=False)
 
     async def run(self, fn: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
         """Call `fn` where it may block, alone on the connection, and translate SQLite's errors.
 
-        Once begun it is awaited to its end, cancelled or not: what was committed must be known.
+        Once begun it is awaited to its end, cancelled or not: whether it was committed must be known.
         """
         async with self._lock:
             if os.getpid() != self._pid:
@@ -183,16 +163,13 @@ class SQLiteEventStore:
                 raise type(self._refusal)(str(self._refusal))
             with trio.CancelScope(shield=True):
                 try:
-                    return await self._offload(fn, *args)
+                    result = await self._offload(fn, *args)
                 except apsw.Error as error:
                     ours = translated(error, self.path)
                     if isinstance(ours, StoreBroken):
                         self._refusal = ours
                     raise ours from error
-
-    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[_Row]:
-        """All rows of a query."""
-        return self.connection.execute(sql, values).fetchall()
+        return result
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[apsw.Connection]:
@@ -200,6 +177,144 @@ class SQLiteEventStore:
         with transaction(self.connection, "IMMEDIATE"):
             yield self.connection
         if self._log_pages >= _CHECKPOINT_PAGES:
-            # A reader or another writer in the way, or a full disk: the log goes on growing, the next commit tries.
+            # With another process in the way or a full disk the log goes on growing; the next write tries again.
             with contextlib.suppress(apsw.BusyError, apsw.LockedError, apsw.FullError):
                 self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+
+    def _note_log_pages(self, _connection: apsw.Connection, _schema: str, pages: int) -> int:
+        self._log_pages = pages
+        return apsw.SQLITE_OK
+
+    def _scopes(self) -> list[Scope]:
+        sql = "SELECT tenant, workspace, agent FROM scopes ORDER BY 1, 2, 3"
+        return [Scope(*row) for row in self.connection.execute(sql)]
+
+    def _keep_alive(self) -> None:
+        with self.writing():
+            expires_ns = self.term.renew(self.connection)
+        self.term.extend(expires_ns)
+
+    def _close(self) -> None:
+        broken = self._refusal is not None
+        self._refusal = trio.ClosedResourceError(f"{self.path} is closed")
+        if broken:
+            # What a failed disk holds is for the next process to judge: no checkpoint over it.
+            self.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        else:
+            # Should giving up the term fail, the file lock dropped below tells others that it is over.
+            with contextlib.suppress(apsw.Error), self.writing():
+                self.term.give_up(self.connection)
+        with contextlib.suppress(apsw.Error):
+            self.connection.close()
+        self.term.end(remove=not broken)
+
+
+class SQLiteScopeStore:
+    """A `ScopeStore` on a `SQLiteEventStore`."""
+
+    def __init__(self, store: SQLiteEventStore, scope: Scope) -> None:
+        """Use `SQLiteEventStore.scope`."""
+        self._store = store
+        self._scope = scope
+        self._number = 0
+
+    @property
+    def scope(self) -> Scope:
+        """Whose rows these are."""
+        return self._scope
+
+    async def take_lease(self, server_id: str) -> Lease | None:
+        """Become the active engine and renew the term; `None` while another living holder has the scope."""
+        return await self._store.run(self._take_lease, server_id)
+
+    async def read(self, keys: Sequence[tuple[str, bytes]], entities: Sequence[str]) -> Reading:
+        """One read for a turn, from one snapshot. `keys` are (key, payload hash) pairs."""
+        return await self._store.run(self._read, keys, entities)
+
+    async def commit(self, commit: Commit, at: Probe) -> None:
+        """One transaction; calls `at(Point.IN_STORE)`, in the thread that writes, before COMMIT.
+
+        Raises:
+            Fenced: another epoch is the newest, or this one was given up.
+            Stale: a key exists, or an output number or an entity version is not the next one.
+            StoreFull, Transient: nothing was written.
+            StoreBroken: whether it was written is unknown.
+        """
+        await self._store.run(self._commit, commit, at)
+
+    async def outputs_after(self, n: int, limit: int) -> Sequence[Output]:
+        """Outputs numbered above `n`, in order."""
+        return await self._rows(rows.outputs_after, n, limit)
+
+    async def marks(self) -> Sequence[Mark]:
+        """Newest first: the newest 10,000, and of older ones every 256th for 24 hours."""
+        return await self._rows(rows.marks)
+
+    async def attempts(self) -> Sequence[Attempt]:
+        """Every attempt row of the scope, by key."""
+        return await self._rows(rows.attempts)
+
+    async def history(self, entity_id: str, after: int, limit: int) -> Sequence[Output]:
+        """Events of an entity with a version above `after`, in order."""
+        return await self._rows(rows.history, entity_id, after, limit)
+
+    async def heads(self, after: str, limit: int) -> Sequence[Head]:
+        """Heads with an entity id above `after`, in code point order, with their snapshots, without `tail`."""
+        return await self._rows(rows.heads_after, after, limit)
+
+    async def _rows(self, query: Callable[[apsw.Connection, int, *_Ts], _T], *args: *_Ts) -> _T:
+        def call() -> _T:
+            return query(self._store.connection, self._known(), *args)
+
+        return await self._store.run(call)
+
+    def _known(self) -> int:
+        """The number that stands for the scope in the rows; while it was never served 0, which no row has."""
+        if not self._number:
+            self._number = self._find()
+        return self._number
+
+    def _find(self) -> int:
+        scope = self._scope
+        sql = "SELECT id FROM scopes WHERE tenant = ? AND workspace = ? AND agent = ?"
+        row = self._store.connection.execute(sql, (scope.tenant, scope.workspace, scope.agent)).fetchone()
+        return row[0] if row else 0
+
+    def _take_lease(self, server_id: str) -> Lease | None:
+        term = self._store.term
+        scope = self._scope
+        with self._store.writing() as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO scopes(tenant, workspace, agent) VALUES (?, ?, ?)",
+                (scope.tenant, scope.workspace, scope.agent),
+            )
+            number = self._find()
+            lease = term.take(connection, number, server_id)
+            expires_ns = term.renew_with(connection, number)
+        self._number = number
+        term.extend(expires_ns)
+        if lease is None:
+            term.forget(number)
+        else:
+            term.remember(number, lease.epoch, scope)
+        return lease
+
+    def _read(self, keys: Sequence[tuple[str, bytes]], entities: Sequence[str]) -> Reading:
+        with transaction(self._store.connection, "DEFERRED"):
+            return rows.read(self._store.connection, self._known(), keys, entities)
+
+    def _commit(self, commit: Commit, at: Probe) -> None:
+        term = self._store.term
+        number = self._known()
+        try:
+            with self._store.writing() as connection:
+                rows.check_epoch(connection, number, term.holder, commit.epoch)
+                rows.write(connection, number, commit)
+                if commit.clean:
+                    rows.end_cleanly(connection, number)
+                at(Point.IN_STORE)
+        except Fenced:
+            term.forget(number, commit.epoch)
+            raise
+        if commit.clean:
+            term.forget(number, commit.epoch)

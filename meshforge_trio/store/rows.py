@@ -1,0 +1,318 @@
+"""The rows of one scope: what the port's classes look like in SQL.
+
+Every function takes the connection, inside the caller's transaction, and the number that stands for the scope.
+Rows go in and keys are looked up many to a statement: apsw gives up the interpreter lock around every step of a
+statement, so with a statement per row a commit beside a busy event loop waits for that lock a thousand times.
+"""
+# ruff: noqa: S608  (SQL is put together from constants of this module; every value is bound)
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+
+import apsw
+import attrs
+
+from meshforge_trio.errors import Fenced, Stale
+from meshforge_trio.store.port import (
+    Attempt,
+    Commit,
+    Head,
+    KeyRecord,
+    Mark,
+    Output,
+    Reading,
+)
+from meshforge_trio.store.schema import (
+    CODE_OF_KIND,
+    CODE_OF_OUTCOME,
+    KIND_OF_CODE,
+    OUTCOME_OF_CODE,
+    SCOPE_SHIFT,
+    extended_code,
+)
+
+__all__ = [
+    "attempts",
+    "check_epoch",
+    "end_cleanly",
+    "heads_after",
+    "history",
+    "last_n",
+    "marks",
+    "outputs_after",
+    "read",
+    "write",
+]
+
+_Row = tuple[Any, ...]
+
+_N_MAX: Final = (1 << SCOPE_SHIFT) - 1
+# Rows, or keys, to a statement. Few sizes, so that the prepared statements stay in the connection's cache.
+_CHUNKS: Final = (64, 8, 1)
+
+_MARKS_KEPT: Final = 10_000
+_OLD_MARKS_KEPT_S: Final = 24 * 3600.0
+# Marks are pruned whenever their number is a multiple of this; of the old ones those with such a number stay.
+_MARK_STRIDE: Final = 256
+
+_OUTPUT: Final = "id, kind, key, event_id, name, subject, msg_id, body, entity_id, version, chain"
+_KEY: Final = "key, payload_hash, outcome, first_n, last_n, generation"
+_HEAD: Final = (
+    "h.entity_id, h.version, h.chain, s.state, coalesce(s.version, 0), coalesce(s.schema, 0) FROM heads h"
+    " LEFT JOIN snapshots s ON s.scope = h.scope AND s.entity_id = h.entity_id"
+)
+# The partial index is used only where the query says that the version is set.
+_TAIL: Final = (
+    "SELECT o.entity_id, o.body FROM heads h"
+    " LEFT JOIN snapshots s ON s.scope = h.scope AND s.entity_id = h.entity_id"
+    " CROSS JOIN outputs o ON o.scope = h.scope AND o.entity_id = h.entity_id"
+    " AND o.version > coalesce(s.version, 0) AND o.version IS NOT NULL"
+    " WHERE h.scope = ? AND h.entity_id IN"
+)
+
+
+def read(
+    connection: apsw.Connection, number: int, keys: Sequence[tuple[str, bytes]], entities: Sequence[str]
+) -> Reading:
+    """See `ScopeStore.read`."""
+    names = [key for key, _ in keys]
+    records: dict[str, tuple[KeyRecord, Sequence[Output]]] = {}
+    for row in _select_in(connection, f"SELECT {_KEY} FROM keys WHERE scope = ? AND key IN", number, names):
+        key, payload_hash, outcome, first_n, last_n, generation = row
+        record = KeyRecord(key, payload_hash, OUTCOME_OF_CODE[outcome], first_n, last_n, generation)
+        records[key] = (record, _outputs_between(connection, number, first_n, last_n))
+    mismatches: dict[tuple[str, bytes], Sequence[Output]] = {}
+    for pair in keys:
+        if pair[0] in records and records[pair[0]][0].payload_hash != pair[1]:
+            found = "SELECT first_n, last_n FROM mismatches WHERE scope = ? AND key = ? AND payload_hash = ?"
+            for first_n, last_n in connection.execute(found, (number, *pair)):
+                mismatches[pair] = _outputs_between(connection, number, first_n, last_n)
+    generations: dict[str, int] = {}
+    # Next to nothing is ever redriven, so one probe spares most reads the look-ups.
+    if connection.execute("SELECT 1 FROM generations WHERE scope = ? LIMIT 1", (number,)).fetchall():
+        sql = "SELECT key, generation FROM generations WHERE scope = ? AND key IN"
+        generations = dict(_select_in(connection, sql, number, names))
+    return Reading(records, mismatches, _heads_of(connection, number, entities), generations)
+
+
+def _heads_of(connection: apsw.Connection, number: int, entities: Sequence[str]) -> dict[str, Head]:
+    sql = f"SELECT {_HEAD} WHERE h.scope = ? AND h.entity_id IN"
+    found = {row[0]: row for row in _select_in(connection, sql, number, entities)}
+    behind = [entity for entity, row in found.items() if row[1] > row[4]]
+    tails: dict[str, list[bytes]] = {entity: [] for entity in behind}
+    order = " ORDER BY o.entity_id, o.version"
+    for entity, body in _select_in(connection, _TAIL, number, behind, order):
+        tails[entity].append(body)
+    return {entity: Head(*row, tails[entity]) if entity in tails else Head(*row) for entity, row in found.items()}
+
+
+def check_epoch(connection: apsw.Connection, number: int, holder: str, epoch: int) -> None:
+    """Raises `Fenced` unless `holder` has the scope under `epoch`."""
+    row = connection.execute("SELECT epoch, holder FROM leases WHERE scope = ?", (number,)).fetchone()
+    if row != (epoch, holder):
+        newest, by = row or (0, None)
+        raise Fenced(f"epoch {epoch} of {holder} is over: the newest is {newest}, held by {by or 'nobody'}")
+
+
+def end_cleanly(connection: apsw.Connection, number: int) -> None:
+    """End the term of the scope with nothing in hand."""
+    connection.execute("UPDATE leases SET clean = 1, holder = NULL WHERE scope = ?", (number,))
+
+
+def last_n(connection: apsw.Connection, number: int) -> int:
+    """Number of the newest output; 0 where there is none."""
+    base = number << SCOPE_SHIFT
+    sql = "SELECT max(id) FROM outputs WHERE id BETWEEN ? AND ?"
+    ((newest,),) = connection.execute(sql, (base, base + _N_MAX))
+    return 0 if newest is None else newest - base
+
+
+def write(connection: apsw.Connection, number: int, commit: Commit) -> None:
+    """Write all of a `Commit` but the end of the term. Raises `Stale`; the caller rolls back."""
+    if commit.outputs:
+        _check_numbers(commit.outputs, last_n(connection, number))
+    _check_versions(connection, number, commit)
+    base = number << SCOPE_SHIFT
+    code = CODE_OF_KIND
+    outputs = [
+        (
+            base + o.n,
+            code[o.kind],
+            o.key,
+            o.event_id,
+            o.name,
+            o.subject,
+            o.msg_id,
+            o.body,
+            o.entity_id,
+            o.version,
+            o.chain,
+        )
+        for o in commit.outputs
+    ]
+    # Sorted, so that neighbours in the table are written one after the other.
+    keys = sorted(
+        (number, k.key, k.payload_hash, CODE_OF_OUTCOME[k.outcome], k.first_n, k.last_n, k.generation)
+        for k in commit.keys
+    )
+    heads = sorted((number, h.entity_id, h.version, h.chain) for h in commit.heads)
+    replace = " ON CONFLICT(scope, entity_id) DO UPDATE SET version = excluded.version, chain = excluded.chain"
+    try:
+        _insert(connection, f"outputs({_OUTPUT})", outputs)
+        _insert(connection, f"keys(scope, {_KEY})", keys)
+        _insert(connection, "heads(scope, entity_id, version, chain)", heads, replace)
+        _write_seldom(connection, number, commit)
+    except apsw.ConstraintError as error:
+        if extended_code(error) in (apsw.SQLITE_CONSTRAINT_PRIMARYKEY, apsw.SQLITE_CONSTRAINT_UNIQUE):
+            raise Stale(f"already committed: {error}") from error
+        raise
+
+
+def _write_seldom(connection: apsw.Connection, number: int, commit: Commit) -> None:
+    """What few commits carry: refusals, snapshots, attempts, dead letters, marks."""
+    _insert(
+        connection,
+        "mismatches(scope, key, payload_hash, first_n, last_n)",
+        [(number, k.key, k.payload_hash, k.first_n, k.last_n) for k in commit.mismatches],
+    )
+    _insert(
+        connection,
+        "snapshots(scope, entity_id, version, schema, state)",
+        sorted((number, s.entity_id, s.version, s.schema, s.state) for s in commit.snapshots),
+        " ON CONFLICT(scope, entity_id) DO UPDATE"
+        " SET version = excluded.version, schema = excluded.schema, state = excluded.state",
+    )
+    for key in commit.ended:
+        connection.execute("DELETE FROM attempts WHERE scope = ? AND key = ?", (number, key))
+    for a in commit.attempts:
+        connection.execute(
+            "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (number, *attrs.astuple(a)),
+        )
+    for d in commit.dead:
+        connection.execute(
+            "INSERT INTO dead_letters VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (number, *attrs.astuple(d)),
+        )
+    if commit.mark is not None:
+        _write_mark(connection, number, commit.mark)
+
+
+def _write_mark(connection: apsw.Connection, number: int, mark: Mark) -> None:
+    base = number << SCOPE_SHIFT
+    sql = "SELECT max(id) FROM marks WHERE id BETWEEN ? AND ?"
+    ((newest,),) = connection.execute(sql, (base, base + _N_MAX))
+    row = (newest or base) + 1
+    connection.execute(
+        "INSERT INTO marks VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (row, mark.n, mark.event_seq, mark.event_id, mark.failed_seq, mark.failed_id, mark.at),
+    )
+    if row % _MARK_STRIDE == 0:
+        connection.execute(
+            "DELETE FROM marks WHERE id BETWEEN ? AND ? AND (id % ? OR at < ?)",
+            (base, row - _MARKS_KEPT, _MARK_STRIDE, mark.at - _OLD_MARKS_KEPT_S),
+        )
+
+
+def _check_numbers(outputs: Sequence[Output], newest: int) -> None:
+    for n, output in enumerate(outputs, newest + 1):
+        if output.n != n:
+            raise Stale(f"output {output.n} is not the next one, which is {n}")
+
+
+def _check_versions(connection: apsw.Connection, number: int, commit: Commit) -> None:
+    """Each entity's events continue its chain one by one, and its head is the last of them."""
+    if not (commit.heads or any(output.version is not None for output in commit.outputs)):
+        return
+    heads = {head.entity_id: head.version for head in commit.heads}
+    touched = {o.entity_id: 0 for o in commit.outputs if o.version is not None and o.entity_id is not None}
+    sql = "SELECT entity_id, version FROM heads WHERE scope = ? AND entity_id IN"
+    versions = touched | dict(_select_in(connection, sql, number, list(touched | heads)))
+    for output in commit.outputs:
+        if output.version is not None and output.entity_id is not None:
+            next_version = versions[output.entity_id] + 1
+            if output.version != next_version:
+                raise Stale(f"version {output.version} of {output.entity_id!r} is not the next: {next_version}")
+            versions[output.entity_id] = next_version
+    if heads.keys() != touched.keys() or any(versions[entity] != heads[entity] for entity in heads):
+        raise Stale("heads and events of the commit differ")
+
+
+def outputs_after(connection: apsw.Connection, number: int, n: int, limit: int) -> list[Output]:
+    """See `ScopeStore.outputs_after`."""
+    return _outputs_between(connection, number, max(n, 0) + 1, _N_MAX, limit)
+
+
+def _outputs_between(
+    connection: apsw.Connection, number: int, first_n: int, last: int, limit: int = -1
+) -> list[Output]:
+    base = number << SCOPE_SHIFT
+    sql = f"SELECT {_OUTPUT} FROM outputs WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?"
+    return _outputs(base, connection.execute(sql, (base + first_n, base + last, limit)))
+
+
+def history(connection: apsw.Connection, number: int, entity_id: str, after: int, limit: int) -> list[Output]:
+    """See `ScopeStore.history`."""
+    sql = (
+        f"SELECT {_OUTPUT} FROM outputs WHERE scope = ? AND entity_id = ? AND version > ?"
+        " AND version IS NOT NULL ORDER BY version LIMIT ?"
+    )
+    return _outputs(number << SCOPE_SHIFT, connection.execute(sql, (number, entity_id, after, limit)))
+
+
+def _outputs(base: int, rows: Iterable[_Row]) -> list[Output]:
+    return [Output(row[0] - base, KIND_OF_CODE[row[1]], *row[2:]) for row in rows]
+
+
+def heads_after(connection: apsw.Connection, number: int, after: str, limit: int) -> list[Head]:
+    """See `ScopeStore.heads`."""
+    sql = f"SELECT {_HEAD} WHERE h.scope = ? AND h.entity_id > ? ORDER BY h.entity_id LIMIT ?"
+    return [Head(*row) for row in connection.execute(sql, (number, after, limit))]
+
+
+def marks(connection: apsw.Connection, number: int) -> list[Mark]:
+    """See `ScopeStore.marks`."""
+    base = number << SCOPE_SHIFT
+    sql = (
+        "SELECT n, event_seq, event_id, failed_seq, failed_id, at FROM marks WHERE id BETWEEN ? AND ? ORDER BY id DESC"
+    )
+    return [Mark(*row) for row in connection.execute(sql, (base, base + _N_MAX))]
+
+
+def attempts(connection: apsw.Connection, number: int) -> list[Attempt]:
+    """See `ScopeStore.attempts`."""
+    sql = (
+        "SELECT key, entity_id, attempts, next_at, first_at, last_at, error FROM attempts WHERE scope = ? ORDER BY key"
+    )
+    return [Attempt(*row) for row in connection.execute(sql, (number,))]
+
+
+def _insert(connection: apsw.Connection, into: str, rows: Sequence[_Row], then: str = "") -> None:
+    """Insert rows in their order. Violations roll the whole transaction back.
+
+    Without OR ROLLBACK a statement of many rows keeps a copy of every page it touches, to undo itself alone.
+    """
+    if not rows:
+        return
+    one = "(" + ", ".join("?" * len(rows[0])) + ")"
+    start = 0
+    for size in _CHUNKS:
+        sql = f"INSERT OR ROLLBACK INTO {into} VALUES {', '.join([one] * size)}{then}"
+        while len(rows) - start >= size:
+            connection.execute(sql, [value for row in rows[start : start + size] for value in row])
+            start += size
+
+
+def _select_in(
+    connection: apsw.Connection, select: str, number: int, names: Sequence[str], then: str = ""
+) -> Iterator[_Row]:
+    """Rows of `select ... scope = ? AND name IN`; the last statement is filled up with a name it already has."""
+    start = 0
+    while start < len(names):
+        size = next((size for size in _CHUNKS if len(names) - start >= size // 2), 1)
+        chunk = names[start : start + size]
+        sql = f"{select} ({', '.join('?' * size)}){then}"
+        yield from connection.execute(sql, [number, *chunk, *[chunk[-1]] * (size - len(chunk))])
+        start += size

@@ -1,0 +1,25 @@
+"""Fixtures every suite may use. Each test has its own nats-server, so suites run in any order and in parallel."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import trio_asyncio
+
+from meshforge_trio.server import PrivateServer
+
+
+@pytest.fixture
+def nats_server() -> Iterator[PrivateServer]:
+    """A running server that is gone after the test, whatever the test did to it."""
+    with PrivateServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def aio_loop() -> AsyncIterator[asyncio.AbstractEventLoop]:
+    """The loop the bridge needs around everything; ask for it in every test that opens a broker session."""
+    async with trio_asyncio.open_loop() as loop:
+        yield loop
