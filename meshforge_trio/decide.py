@@ -13,7 +13,7 @@ import attrs
 import trio
 
 from meshforge_trio.agent import AgentAdapter, Context, Decision, Event
-from meshforge_trio.drafts import Cause, Draft, Drafter
+from meshforge_trio.drafts import Cause, Drafter
 from meshforge_trio.entities import Entities, Entity
 from meshforge_trio.envelope import CommandEnvelope, JsonObject
 from meshforge_trio.errors import Poison, Refused
@@ -229,7 +229,7 @@ class Decider:
             raise Poison(f"the handler returned {decision!r:.200}, which is no Decision", code="nonsense")
         if incoming.query:
             return self._answer(call, decision)
-        drafts: list[Draft] = []
+        drafts: list[Output] = []
         entity = call.entity
         if decision.events:
             entity = self._apply(call, decision.events, drafts)
@@ -244,7 +244,7 @@ class Decider:
         self._entities.advance(incoming.entity_id, entity)
         return self._settled(Verdict(incoming, "decided", drafts, generation=cause.generation))
 
-    def _apply(self, call: _Call, events: Sequence[Event], drafts: list[Draft]) -> Entity:
+    def _apply(self, call: _Call, events: Sequence[Event], drafts: list[Output]) -> Entity:
         entity_id = call.incoming.entity_id
         version, chain, state = call.entity.version, call.entity.chain, call.entity.state
         for event in events:
@@ -272,7 +272,7 @@ class Decider:
                 f"applying event {event.name!r} failed: {type(error).__name__}: {error}", code="unappliable"
             ) from error
 
-    def _record(self, call: _Call, name: str, payload: JsonObject, version: int) -> Draft:
+    def _record(self, call: _Call, name: str, payload: JsonObject, version: int) -> Output:
         entity_id = call.incoming.entity_id
         if entity_id is not None:
             payload = {**payload, "entity_version": version}

@@ -20,7 +20,8 @@ from meshforge_trio.envelope import (
     EventEnvelope,
     JsonObject,
     canonical,
-    encode,
+    encode_fields,
+    principal_fields,
     traceparent,
 )
 from meshforge_trio.errors import Poison
@@ -29,26 +30,11 @@ from meshforge_trio.security import as_agent
 from meshforge_trio.store.port import Kind, Output
 from meshforge_trio.subjects import Scope, check_token, command_subject, event_subject, failed_subject
 
-__all__ = ["Cause", "Draft", "Drafter", "as_message", "headers_of"]
+__all__ = ["Cause", "Drafter", "as_message", "headers_of"]
 
 #: Ids longer than this are replaced by their hash, so that a chain of agents cannot outgrow the limit.
 _STEM_LENGTH_MAX = 160
 _TRACEPARENT = re.compile(rb"traceparent:\s*[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}\s*", re.IGNORECASE)
-
-
-@attrs.frozen
-class Draft:
-    """An output before it has its number."""
-
-    kind: Kind
-    name: str
-    event_id: str
-    subject: str
-    msg_id: str
-    body: bytes
-    entity_id: str | None = None
-    version: int | None = None
-    chain: bytes | None = None
 
 
 @attrs.define(eq=False)
@@ -64,6 +50,7 @@ class Cause:
     salt: str = ""
     number: int = 0
     names: dict[str, int] = attrs.field(factory=dict)
+    common: JsonObject | None = None
 
 
 class Drafter:
@@ -75,6 +62,7 @@ class Drafter:
         seed = "\0".join((scope.tenant, scope.workspace, scope.agent)).encode()
         self._seed = hashlib.sha256(seed + b"\0")
         self._subjects: dict[str, str] = {}
+        self._fixed = {"tenant": scope.tenant, "workspace": scope.workspace, "agent": scope.agent}
 
     def cause(self, incoming: Incoming, now: float, generation: int) -> Cause:
         """Start the outputs of one decision."""
@@ -106,7 +94,7 @@ class Drafter:
         subject: str | None = None,
         version: int | None = None,
         chain: bytes | None = None,
-    ) -> Draft:
+    ) -> Output:
         """An event or record. With `version`, its chain hash is SHA-256(`chain`, body).
 
         Raises:
@@ -115,32 +103,20 @@ class Drafter:
         msg_id = self.msg_id(cause, kind)
         count = cause.names[name] = cause.names.get(name, 0) + 1
         event_id = f"{cause.stem}_{name}" if count == 1 else f"{cause.stem}_{name}_{count}"
-        message = cause.message
-        envelope = EventEnvelope(
-            id=event_id,
-            tenant=self._scope.tenant,
-            workspace=self._scope.workspace,
-            agent=self._scope.agent,
-            name=name,
-            idempotency_key=cause.key,
-            entity_id=entity_id,
-            payload=payload,
-            security_context=as_agent(self._scope.agent, None if message is None else message.security_context),
-            trace_id=cause.trace_id,
-            span_id=msg_id[:16],
-            ts=cause.ts,
-            causation_id=None if message is None else message.id,
-            correlation_id=None if message is None else message.correlation_id or message.id,
-        )
-        body = self._checked(encode(envelope), f"event {name!r}")
+        fields: JsonObject = {"id": event_id, **self._fixed, "name": name, "idempotency_key": cause.key}
+        if entity_id is not None:
+            fields["entity_id"] = entity_id
+        fields["payload"] = payload
+        fields.update(self._common(cause, msg_id))
+        body = self._checked(encode_fields(fields), f"event {name!r}")
         if subject is None:
             subject = self._subjects.get(name)
             if subject is None:
                 subject = self._subjects[name] = event_subject(self._scope, check_token(name, "event name"))
         link = hashlib.sha256(chain + body).digest() if chain is not None else None
-        return Draft(kind, name, event_id, subject, msg_id, body, entity_id, version, link)
+        return Output(0, kind, cause.key, event_id, name, subject, msg_id, body, entity_id, version, link)
 
-    def command(self, cause: Cause, send: Send) -> Draft:
+    def command(self, cause: Cause, send: Send) -> Output:
         """A command to another agent in the same tenant and workspace.
 
         Raises:
@@ -148,30 +124,45 @@ class Drafter:
         """
         msg_id = self.msg_id(cause, "command")
         target = Scope(self._scope.tenant, self._scope.workspace, check_token(send.agent, "agent"))
-        message = cause.message
         # The first part keeps time-ordered keys together in the receiver's index; the hash makes it unique.
-        stem = cause.key.split(":", 1)[-1] if message is None or cause.key.startswith("evt:") else cause.key
-        envelope = CommandEnvelope(
-            id=msg_id,
-            tenant=target.tenant,
-            workspace=target.workspace,
-            agent=target.agent,
-            action=check_token(send.action, "action"),
-            idempotency_key=f"{stem[:24]}~{msg_id[:24]}",
-            entity_id=send.entity_id,
-            expected_version=send.expected_version,
-            payload=send.payload,
-            security_context=as_agent(self._scope.agent, None if message is None else message.security_context),
-            trace_id=cause.trace_id,
-            span_id=msg_id[:16],
-            ts=cause.ts,
-            causation_id=None if message is None else message.id,
-            correlation_id=None if message is None else message.correlation_id or message.id,
-        )
-        body = self._checked(encode(envelope), f"command {send.agent}.{send.action}")
-        return Draft("command", send.action, msg_id, command_subject(target, send.action), msg_id, body, send.entity_id)
+        stem = cause.key.split(":", 1)[-1] if cause.key.startswith("evt:") else cause.key
+        fields: JsonObject = {
+            "id": msg_id,
+            "tenant": target.tenant,
+            "workspace": target.workspace,
+            "agent": target.agent,
+            "action": check_token(send.action, "action"),
+            "idempotency_key": f"{stem[:24]}~{msg_id[:24]}",
+        }
+        if send.entity_id is not None:
+            fields["entity_id"] = send.entity_id
+        if send.expected_version is not None:
+            fields["expected_version"] = send.expected_version
+        fields["payload"] = send.payload
+        fields.update(self._common(cause, msg_id))
+        body = self._checked(encode_fields(fields), f"command {send.agent}.{send.action}")
+        subject = command_subject(target, send.action)
+        return Output(0, "command", cause.key, msg_id, send.action, subject, msg_id, body, send.entity_id)
 
-    def dead_letter(self, cause: Cause, incoming: Incoming, story: Mapping[str, object]) -> Draft:
+    def _common(self, cause: Cause, msg_id: str) -> JsonObject:
+        """What every output takes from its cause, in the order of the envelope's fields."""
+        message = cause.message
+        if cause.common is None:
+            principal = as_agent(self._scope.agent, None if message is None else message.security_context)
+            cause.common = {
+                "security_context": principal_fields(principal),
+                "trace_id": cause.trace_id,
+                "span_id": "",
+                "ts": cause.ts,
+            }
+            if message is not None:
+                cause.common["causation_id"] = message.id
+                cause.common["correlation_id"] = message.correlation_id or message.id
+            cause.common["schema_version"] = 1
+        cause.common["span_id"] = msg_id[:16]
+        return cause.common
+
+    def dead_letter(self, cause: Cause, incoming: Incoming, story: Mapping[str, object]) -> Output:
         """The original message with the story of its failure, as JSON.
 
         Too large for the broker, it goes without the original's bytes, which the store keeps.
@@ -195,7 +186,7 @@ class Drafter:
             letter["headers"] = ""
             body = canonical(letter)
         subject = failed_subject(delivery.subject)
-        return Draft("dead", "dead_letter", msg_id, subject, msg_id, body, incoming.entity_id)
+        return Output(0, "dead", cause.key, msg_id, "dead_letter", subject, msg_id, body, incoming.entity_id)
 
     def _checked(self, body: bytes, what: str) -> bytes:
         if len(body) > self._body_max:

@@ -5,7 +5,7 @@ A turn moves its own copies forward; the cache takes them only after COMMIT retu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import KeysView, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
@@ -41,8 +41,9 @@ class Cache:
     def get(self, entity_id: str) -> Entity | None:
         return self._entities.get(entity_id)
 
-    def __contains__(self, entity_id: str) -> bool:
-        return entity_id in self._entities
+    def keys(self) -> KeysView[str]:
+        """The entities at hand."""
+        return self._entities.keys()
 
     def put(self, entities: Mapping[str, Entity]) -> None:
         """Take these as the newest."""

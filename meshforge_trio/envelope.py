@@ -33,7 +33,9 @@ __all__ = [
     "decode_event",
     "decode_json",
     "encode",
+    "encode_fields",
     "payload_hash",
+    "principal_fields",
     "traceparent",
 ]
 
@@ -44,7 +46,9 @@ _KEY_LENGTH_MAX: Final = 256
 _ID: Final = re.compile(r"[\x21-\x7e]{1,256}")
 _TRACE: Final = re.compile(r"[0-9a-f]{32}")
 _SPAN: Final = re.compile(r"[0-9a-f]{16}")
-_LONG_DIGITS: Final = re.compile(rb"[0-9]{19}")
+#: Maps every digit to 0, so that one search finds any run of 19 digits (a regular expression takes ten times as long).
+_DIGITS_TO_ZERO: Final = bytes(48 if 48 <= i <= 57 else i for i in range(256))
+_LONG_NUMBER: Final = b"0" * 19
 
 
 @attrs.frozen
@@ -135,12 +139,25 @@ def converter(*, detailed: bool = False, forbid_extra_keys: bool = True) -> catt
     return made
 
 
-_fast = converter()
+def _optional(kind: type) -> Callable[[Any, Any], Any]:
+    def structure(value: Any, _: Any) -> Any:
+        if value is None or type(value) is kind:
+            return value
+        raise TypeError(f"expected {kind.__name__} or null, got {type(value).__name__}")
+
+    return structure
+
+
 _slow = converter(detailed=True)
+_fast = converter()
+# One call for an optional field instead of two: half the time of decoding.
+_fast.register_structure_hook_func(lambda kind: kind == str | None, _optional(str))
+_fast.register_structure_hook_func(lambda kind: kind == int | None, _optional(int))
+_fast.register_structure_hook_func(lambda kind: kind == JsonObject, _strict(dict))
 _structure_command = _fast.get_structure_hook(CommandEnvelope)
 _structure_event = _fast.get_structure_hook(EventEnvelope)
-_unstructure_command = _fast.get_unstructure_hook(CommandEnvelope)
-_unstructure_event = _fast.get_unstructure_hook(EventEnvelope)
+_COMMAND_FIELDS: Final = tuple(a.name for a in attrs.fields(CommandEnvelope))
+_EVENT_FIELDS: Final = tuple(a.name for a in attrs.fields(EventEnvelope))
 
 
 def decode_json(body: bytes) -> JsonObject:
@@ -155,7 +172,7 @@ def decode_json(body: bytes) -> JsonObject:
         raise Poison(f"body is not JSON: {error}", code="not_json", field="body") from error
     if type(value) is not dict:
         raise Poison(f"body is a JSON {type(value).__name__}, not an object", code="bad_shape", field="body")
-    if _LONG_DIGITS.search(body):
+    if _LONG_NUMBER in body.translate(_DIGITS_TO_ZERO):
         _refuse_huge_integers(body)
     return value
 
@@ -253,18 +270,34 @@ def _complain(value: JsonObject, kind: type, first: Exception) -> Poison:
 
 
 def encode(envelope: CommandEnvelope | EventEnvelope) -> bytes:
-    """The envelope as it goes on the wire. Fields keep the order of the class.
+    """The envelope as it goes on the wire: fields in the order of the class, absent ones left out.
 
     Raises:
         Poison: the payload holds what JSON cannot carry (NaN, integers over 64 bits, foreign objects).
     """
-    unstructure = _unstructure_command if type(envelope) is CommandEnvelope else _unstructure_event
+    names = _COMMAND_FIELDS if type(envelope) is CommandEnvelope else _EVENT_FIELDS
+    fields = {name: value for name in names if (value := getattr(envelope, name)) is not None}
+    if envelope.security_context is not None:
+        fields["security_context"] = principal_fields(envelope.security_context)
+    return encode_fields(fields)
+
+
+def principal_fields(context: SecurityContext) -> JsonObject:
+    """A security context as JSON values."""
+    fields: JsonObject = {"principal_id": context.principal_id, "principal_type": context.principal_type}
+    if context.on_behalf_of is not None:
+        fields["on_behalf_of"] = context.on_behalf_of
+    return fields
+
+
+def encode_fields(fields: JsonObject) -> bytes:
+    """`encode`, for a caller that has the fields of an envelope at hand."""
     try:
-        body = orjson.dumps(unstructure(envelope))
+        body = orjson.dumps(fields)
     except (TypeError, ValueError, RecursionError) as error:
         raise Poison(f"payload is not JSON: {error}", code="not_json", field="payload") from error
     # orjson writes NaN as null without a word, so a null is worth a look.
-    if b"null" in body and _holds_nan(envelope.payload):
+    if b"null" in body and _holds_nan(fields):
         raise Poison("payload holds NaN or infinity", code="not_json", field="payload")
     return body
 

@@ -8,7 +8,7 @@ from typing import Literal
 import attrs
 
 from meshforge_trio.broker.port import Message, Settlement
-from meshforge_trio.drafts import Draft, as_message
+from meshforge_trio.drafts import as_message
 from meshforge_trio.entities import Entities
 from meshforge_trio.intake import Incoming
 from meshforge_trio.store.port import Attempt, Commit, DeadLetter, KeyRecord, Outcome, Output
@@ -29,14 +29,13 @@ class Verdict:
 
     incoming: Incoming
     outcome: Outcome | Unstored
-    drafts: Sequence[Draft] = ()
+    outputs: Sequence[Output] = ()
     echo: Sequence[Output] | Verdict = ()
     mismatch: bool = False
     generation: int = 0
     attempt: Attempt | None = None
     dead: DeadLetter | None = None
     wait_s: float | None = None
-    outputs: Sequence[Output] = ()
 
 
 @attrs.define(eq=False)
@@ -73,13 +72,14 @@ def assemble(verdicts: Sequence[Verdict], commit: Commit, next_n: int, entities:
             echo = verdict.echo.outputs if isinstance(verdict.echo, Verdict) else verdict.echo
             plan.echoes.extend(as_message(output) for output in echo if output.kind in ("event", "record"))
             continue
-        verdict.outputs = [_numbered(draft, n + i, incoming.key) for i, draft in enumerate(verdict.drafts)]
         if waiting.attempt(incoming.key) is not None:
             commit.ended.append(incoming.key)
         if outcome == "answered":
             plan.answers.extend(as_message(output) for output in verdict.outputs)
             continue
         last = n + len(verdict.outputs) - 1
+        for i, output in enumerate(verdict.outputs):
+            output.n = n + i
         record = KeyRecord(incoming.key, incoming.hash, outcome, n, last, verdict.generation)
         (commit.mismatches if verdict.mismatch else commit.keys).append(record)
         if verdict.dead is not None:
@@ -88,19 +88,3 @@ def assemble(verdicts: Sequence[Verdict], commit: Commit, next_n: int, entities:
         n = last + 1
     entities.write_to(commit)
     return plan
-
-
-def _numbered(draft: Draft, n: int, key: str) -> Output:
-    return Output(
-        n,
-        draft.kind,
-        key,
-        draft.event_id,
-        draft.name,
-        draft.subject,
-        draft.msg_id,
-        draft.body,
-        draft.entity_id,
-        draft.version,
-        draft.chain,
-    )

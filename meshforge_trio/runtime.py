@@ -32,7 +32,16 @@ from meshforge_trio.policy import Disposition, ExitCode, disposition, worst
 from meshforge_trio.store.port import EventStore
 from meshforge_trio.subjects import Scope
 
-__all__ = ["App", "Runtime", "TooManyRestarts", "stop_on_signals", "watch_for_stuck_handlers"]
+__all__ = [
+    "App",
+    "Intensity",
+    "Runtime",
+    "TooManyRestarts",
+    "backoff",
+    "exit_code",
+    "stop_on_signals",
+    "watch_for_stuck_handlers",
+]
 
 _CRASHES_MAX: Final = 5
 _CRASH_WINDOW_S: Final = 60.0
@@ -74,14 +83,15 @@ class App:
         return made
 
 
-def _backoff() -> Iterator[float]:
+def backoff() -> Iterator[float]:
+    """Seconds to wait before the first, second, ... restart, without end."""
     wait = _BACKOFF_FIRST_S
     while True:
         yield wait
         wait = min(wait * 2, _BACKOFF_MAX_S)
 
 
-class _Intensity:
+class Intensity:
     """Counts crashes in a sliding window."""
 
     def __init__(self) -> None:
@@ -118,7 +128,7 @@ class Runtime:
         self._store = store
         self._dial = dial
         self._stopping = trio.Event()
-        self._intensity = _Intensity()
+        self._intensity = Intensity()
         self._log = structlog.get_logger("meshforge")
         self.engines = [
             RuntimeEngine(
@@ -169,7 +179,7 @@ class Runtime:
         everything.cancel()
 
     async def _sessions(self) -> None:
-        backoff = _backoff()
+        waits = backoff()
         while not self._stopping.is_set():
             started = trio.current_time()
             try:
@@ -183,8 +193,8 @@ class Runtime:
                 else:
                     self._log.warning("the broker session ended", reason=str(leaf))
             if trio.current_time() - started > _BACKOFF_MAX_S:
-                backoff = _backoff()
-            with trio.move_on_after(next(backoff)):
+                waits = backoff()
+            with trio.move_on_after(next(waits)):
                 await self._stopping.wait()
 
     async def _session(self) -> None:
@@ -197,7 +207,7 @@ class Runtime:
 
     async def _engine(self, engine: RuntimeEngine, broker: Broker) -> None:
         """One engine on this broker session, restarted until it is stopped."""
-        backoff = _backoff()
+        waits = backoff()
         while not self._stopping.is_set():
             started = trio.current_time()
             try:
@@ -207,8 +217,8 @@ class Runtime:
                 self._end_if_final(leaf)
                 self._tell(engine, leaf)
             if trio.current_time() - started > _BACKOFF_MAX_S:
-                backoff = _backoff()
-            with trio.move_on_after(next(backoff)):
+                waits = backoff()
+            with trio.move_on_after(next(waits)):
                 await self._stopping.wait()
 
     def _tell(self, engine: RuntimeEngine, leaf: BaseException) -> None:
@@ -246,15 +256,18 @@ def exit_code(error: BaseException) -> int:
             return ExitCode.FAILED
 
 
-async def stop_on_signals(runtime: Runtime) -> None:
-    """SIGTERM or SIGINT drains; a second SIGINT ends the process at once."""
+async def stop_on_signals(
+    stop: Callable[[], None], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """SIGTERM or SIGINT calls `stop`; a second SIGINT ends the process at once."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
         interrupts = 0
         async for received in signals:
             interrupts += received == signal.SIGINT
             if interrupts > 1:
                 os._exit(ExitCode.INTERRUPTED)
-            runtime.stop()
+            stop()
 
 
 async def watch_for_stuck_handlers(limit_s: float) -> None:

@@ -80,10 +80,9 @@ class Session:
 
     async def decide(self, batch: Sequence[Incoming]) -> Plan:
         """Read what the batch needs, once, and decide it."""
-        wanted = dict.fromkeys(i.entity_id for i in batch if i.entity_id is not None and i.entity_id not in self.cache)
-        reading = await self.rows.read(
-            [(i.key, i.hash) for i in batch if not i.query], [e for e in wanted if e is not None]
-        )
+        named = {i.entity_id for i in batch} - self.cache.keys()
+        unknown = sorted(e for e in named if e is not None)
+        reading = await self.rows.read([(i.key, i.hash) for i in batch if not i.query], unknown)
         heads = {e: await self._usable(head) for e, head in reading.heads.items()}
         self._entities = Entities(self.cache, self.adapter, heads)
         decider = Decider(

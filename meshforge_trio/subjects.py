@@ -54,6 +54,7 @@ def is_token(text: object) -> bool:
     return isinstance(text, str) and _TOKEN.fullmatch(text) is not None
 
 
+@lru_cache(maxsize=4096)
 def check_token(text: object, field: str) -> str:
     """Return `text` if it is a token.
 

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-import trio_asyncio
 
+from meshforge_trio.broker.bridge import open_loop
 from meshforge_trio.server import PrivateServer
 
 
@@ -21,5 +21,5 @@ def nats_server() -> Iterator[PrivateServer]:
 @pytest.fixture
 async def aio_loop() -> AsyncIterator[asyncio.AbstractEventLoop]:
     """The loop the bridge needs around everything; ask for it in every test that opens a broker session."""
-    async with trio_asyncio.open_loop() as loop:
+    async with open_loop() as loop:
         yield loop

@@ -7,7 +7,7 @@ nats-py dials, authenticates, keeps the connection alive and parses what arrives
 * nats-py never reconnects. A connection is one session: any doubt about it ends it, for good, with a reason.
 
 This is the one module that touches private names of nats-py; `_check_client` says so when they are gone.
-`trio_asyncio.open_loop()` is opened by the caller, outermost, and its exception handler belongs to this module.
+`open_loop()` is entered by the caller, outermost, and the loop's exception handler belongs to this module.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import secrets
 import ssl
 import weakref
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
@@ -34,7 +35,7 @@ from nats.aio.client import Client
 
 from meshforge_trio.errors import Misconfigured, Poison, SessionLost
 
-__all__ = ["Connection", "ConnectOptions", "Receiver", "connect", "hpub", "pub", "status_of"]
+__all__ = ["Connection", "ConnectOptions", "Receiver", "connect", "hpub", "open_loop", "pub", "status_of"]
 
 #: Called with subject, reply, headers (`None` if the message has none) and body. Must not raise and must not wait.
 Receiver = Callable[[bytes, bytes, bytes | None, bytes], None]
@@ -53,6 +54,7 @@ _SUITABLE_SCHEMES: Final = frozenset({"nats", "tls"})
 # trio-asyncio carries no types.
 _AsyncCall = Callable[[], Awaitable[None]]
 _as_trio: Callable[[_AsyncCall], _AsyncCall] = trio_asyncio.aio_as_trio  # type: ignore[attr-defined]
+open_loop: Callable[[], AbstractAsyncContextManager[asyncio.AbstractEventLoop]] = trio_asyncio.open_loop  # type: ignore[attr-defined]
 _current_loop: ContextVar[asyncio.AbstractEventLoop | None] = trio_asyncio.current_loop  # type: ignore[attr-defined, assignment]
 
 _log = structlog.get_logger("meshforge.broker")
@@ -176,6 +178,8 @@ class Connection:
         self._next_sid = _FIRST_SID
         self._probes_sent = 0
         self._probes_answered = 0
+        self._watched_probe = 0
+        self._watched_missed = 0
         self._probe_answered = trio.Event()
         self._probe_inbox = self.new_inbox()
         self._probe_timer: asyncio.TimerHandle | None = None
@@ -230,7 +234,7 @@ class Connection:
         if self.lost is not None:
             return
         self.lost = reason
-        _log.info("session_lost", reason=reason)
+        _log.info("session_ended", reason=reason)
         if self._probe_timer is not None:
             self._probe_timer.cancel()
         self._lost_event.set()
@@ -296,15 +300,16 @@ class Connection:
         """Runs on the loop's own timer, so it needs no task that could outlive the connection."""
         if self.lost is not None:
             return
-        if self._probes_sent - self._probes_answered >= _PROBES_MISSED_MAX:
+        self._watched_missed = 0 if self._probes_answered >= self._watched_probe else self._watched_missed + 1
+        if self._watched_missed >= _PROBES_MISSED_MAX:
             self.lose(f"the server has not answered for {_PROBES_MISSED_MAX * self._probe_s:g} s")
             return
-        self._send_probe()
+        self._watched_probe = self._send_probe()
         self._probe_timer = self.loop.call_later(self._probe_s, self._watch)
 
 
 async def connect(options: ConnectOptions) -> Connection:
-    """Dial. The loop of `trio_asyncio.open_loop()` must be running around the caller.
+    """Dial. The loop of `open_loop()` must be running around the caller.
 
     Raises:
         SessionLost: no server could be reached.
@@ -312,7 +317,7 @@ async def connect(options: ConnectOptions) -> Connection:
     """
     loop = _current_loop.get()
     if loop is None:
-        raise Misconfigured("open `trio_asyncio.open_loop()` around the whole program first")
+        raise Misconfigured("enter `bridge.open_loop()` around the whole program first")
     for url in options.urls:
         if urlsplit(url).scheme not in _SUITABLE_SCHEMES:
             raise Misconfigured(f"{url!r} is no nats:// or tls:// address")
@@ -321,18 +326,17 @@ async def connect(options: ConnectOptions) -> Connection:
     client = _Parsing()
     connection = Connection(client, loop, options)
     _live.add(connection)
-    failure = await _dial(client, connection, options)
-    if failure is not None:
+    try:
+        await _dial(client, connection, options)
+        connection._start()
+        await connection.round_trip(_CONNECT_S)
+    except BaseException:
         await connection.aclose()
-        raise failure
-    connection._start()
-    await connection.round_trip(_CONNECT_S)
+        raise
     return connection
 
 
-async def _dial(
-    client: _Parsing, connection: Connection, options: ConnectOptions
-) -> SessionLost | Misconfigured | None:
+async def _dial(client: _Parsing, connection: Connection, options: ConnectOptions) -> None:
     told: list[str] = []
 
     async def on_error(error: Exception) -> None:
@@ -368,11 +372,10 @@ async def _dial(
     try:
         with trio.fail_after(_CONNECT_S * (len(options.urls) + 1)):
             await _as_trio(dial)()
-    except trio.TooSlowError:
-        return SessionLost(f"{where}: no connection in time")
+    except trio.TooSlowError as error:
+        raise SessionLost(f"{where}: no connection in time") from error
     except (OSError, TimeoutError, nats.errors.Error) as error:
         reason = told[-1] if told else repr(error)
         if "authorization" in reason.lower():
-            return Misconfigured(f"{where} refuses these credentials: {reason}")
-        return SessionLost(f"{where}: {reason}")
-    return None
+            raise Misconfigured(f"{where} refuses these credentials: {reason}") from error
+        raise SessionLost(f"{where}: {reason}") from error

@@ -262,11 +262,15 @@ def _puback(message: Message, answer: Reply | None) -> PubAck:
     headers, body = answer
     if status_of(headers):
         raise SessionLost(f"no stream takes {message.subject} ({status_of(headers)})")
-    told = orjson.loads(body)
-    error = told.get("error")
-    if error is None:
-        return PubAck(told["stream"], told["seq"], told.get("duplicate", False))
-    return PubAck(told.get("stream", ""), 0, False, error.get("description", "refused"), error.get("err_code", 0))
+    try:
+        told = orjson.loads(body)
+        error = told.get("error")
+        if error is None:
+            return PubAck(told["stream"], told["seq"], told.get("duplicate", False))
+        return PubAck(told.get("stream", ""), 0, False, error.get("description", "refused"), error.get("err_code", 0))
+    except (orjson.JSONDecodeError, AttributeError, KeyError) as problem:
+        # A core subscriber sees the reply subject and may answer in the stream's place.
+        raise SessionLost(f"{message.subject} was answered by something that is no stream: {body!r:.100}") from problem
 
 
 @asynccontextmanager

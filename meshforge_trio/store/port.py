@@ -48,11 +48,11 @@ Kind = Literal["event", "record", "command", "dead"]
 Outcome = Literal["decided", "conflict", "refused", "violation", "dead"]
 
 
-@attrs.frozen
+@attrs.define
 class Output:
     """One message a decision sends: event row and outbox row in one, so nothing has to keep in step.
 
-    `n` counts the outputs of a scope from 1 and is their publishing order.
+    `n` counts the outputs of a scope from 1 and is their publishing order; 0 until its turn has numbered it.
     `version` and `chain` are set for events of an entity only: `chain` is
     SHA-256(chain of the version before, then `body`).
     """

@@ -99,13 +99,12 @@ def read(
 
 def _heads_of(connection: apsw.Connection, number: int, entities: Sequence[str]) -> dict[str, Head]:
     sql = f"SELECT {_HEAD} WHERE h.scope = ? AND h.entity_id IN"
-    found = {row[0]: row for row in _select_in(connection, sql, number, entities)}
-    behind = [entity for entity, row in found.items() if row[1] > row[4]]
-    tails: dict[str, list[bytes]] = {entity: [] for entity in behind}
-    order = " ORDER BY o.entity_id, o.version"
-    for entity, body in _select_in(connection, _TAIL, number, behind, order):
+    heads = {row[0]: Head(*row) for row in _select_in(connection, sql, number, entities)}
+    tails: dict[str, list[bytes]] = {entity: [] for entity, head in heads.items() if head.version > head.state_version}
+    order = " ORDER BY h.entity_id, o.version"
+    for entity, body in _select_in(connection, _TAIL, number, list(tails), order):
         tails[entity].append(body)
-    return {entity: Head(*row, tails[entity]) if entity in tails else Head(*row) for entity, row in found.items()}
+    return heads | {entity: attrs.evolve(heads[entity], tail=tail) for entity, tail in tails.items()}
 
 
 def check_epoch(connection: apsw.Connection, number: int, holder: str, epoch: int) -> None:

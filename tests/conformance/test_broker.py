@@ -1,197 +1,33 @@
-"""What every broker must do: B1 to B9 of `broker/port.py`, through the port alone.
-
-A `World` is one broker with its outside: further sessions, other clients, and the faults that can befall it.
-"""
+"""What every broker must do: B1 to B9 of `broker/port.py`, through the port alone."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Protocol
 
 import attrs
-import orjson
 import pytest
 import trio
 import trio.testing
 
 from meshforge_trio.broker.api import headers_of
-from meshforge_trio.broker.bridge import ConnectOptions, connect, pub
-from meshforge_trio.broker.jetstream import JetStreamCommandRouter, JetStreamEventBus, open_broker
-from meshforge_trio.broker.port import (
-    Broker,
-    Consumer,
-    ConsumerSpec,
-    Delivery,
-    Message,
-    PubAck,
-    Settlement,
-    StoredMessage,
-    StreamSpec,
+from meshforge_trio.broker.port import Broker, Consumer, ConsumerSpec, Message, Settlement
+from meshforge_trio.errors import SessionLost
+
+from .broker_world import (
+    CONSUMER,
+    DEADLINE_S,
+    EVENTS,
+    World,
+    ack,
+    bodies,
+    emptied,
+    lost_in_take,
+    messages,
+    publish,
+    take,
+    until,
 )
-from meshforge_trio.envelope import CommandEnvelope, decode_command
-from meshforge_trio.errors import Misconfigured, Poison, SessionLost
-from meshforge_trio.server import PrivateServer
-
-DEADLINE_S = 20
-COMMANDS = StreamSpec("COMMANDS", ("cmd.>",), work_queue=True)
-EVENTS = StreamSpec("EVENTS", ("evt.>",), max_msg_size=10_000)
-CONSUMER = ConsumerSpec("COMMANDS", "t_consumer", ("cmd.t.>",))
-
-
-class World(Protocol):
-    """One broker, its other clients, and its faults."""
-
-    def session(self) -> AbstractAsyncContextManager[Broker]:
-        """A further session."""
-
-    def listener(self, subject: str) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[tuple[str, bytes]]]:
-        """A core subscriber: (Msg-Id, body) of whatever passes on `subject`."""
-
-    async def steal(self, consumer: ConsumerSpec, count: int) -> None:
-        """Pull `count` deliveries as somebody else, and keep them."""
-
-    async def purge(self, stream: str, below: int) -> None:
-        """Remove every message with a sequence under `below`."""
-
-    async def unsettled(self, consumer: ConsumerSpec) -> int:
-        """How many deliveries of the consumer nobody has settled yet."""
-
-    def kill(self) -> None:
-        """The broker dies."""
-
-    def pause(self) -> None:
-        """The broker stops answering; connections stay open."""
-
-    def resume(self) -> None:
-        """It goes on."""
-
-
-@attrs.frozen
-class JetStreamWorld:
-    """A private nats-server. Probes and pulls are short-lived, so that tests of silence are short."""
-
-    server: PrivateServer
-
-    @property
-    def options(self) -> ConnectOptions:
-        return ConnectOptions(urls=(self.server.url,), probe_s=0.3)
-
-    def session(self) -> AbstractAsyncContextManager[Broker]:
-        return open_broker(self.options, pull_batch=16, pull_expires_s=1.0)
-
-    @asynccontextmanager
-    async def listener(self, subject: str) -> AsyncIterator[trio.MemoryReceiveChannel[tuple[str, bytes]]]:
-        send, receive = trio.open_memory_channel[tuple[str, bytes]](100)
-        connection = await connect(self.options)
-
-        def note(_subject: bytes, _reply: bytes, headers: bytes | None, body: bytes) -> None:
-            send.send_nowait((headers_of(headers).get("Nats-Msg-Id", ""), body))
-
-        connection.subscribe(subject, note)
-        await connection.round_trip(DEADLINE_S)
-        try:
-            yield receive
-        finally:
-            await connection.aclose()
-
-    async def steal(self, consumer: ConsumerSpec, count: int) -> None:
-        connection = await connect(self.options)
-        inbox = connection.new_inbox()
-        send, receive = trio.open_memory_channel[bytes](count)
-        connection.subscribe(inbox, lambda _s, _r, _h, body: send.send_nowait(body))
-        verb = f"$JS.API.CONSUMER.MSG.NEXT.{consumer.stream}.{consumer.name}"
-        connection.write(pub(verb, inbox, orjson.dumps({"batch": count, "no_wait": True})))
-        for _ in range(count):
-            await receive.receive()
-        await connection.aclose()
-
-    async def purge(self, stream: str, below: int) -> None:
-        async with open_broker(self.options) as broker:
-            reply = await broker._api.request(f"STREAM.PURGE.{stream}", {"seq": below})
-            assert reply["success"]
-
-    async def unsettled(self, consumer: ConsumerSpec) -> int:
-        async with open_broker(self.options) as broker:
-            info = await broker._api.request(f"CONSUMER.INFO.{consumer.stream}.{consumer.name}")
-            return int(info["num_ack_pending"])
-
-    def kill(self) -> None:
-        self.server.kill()
-
-    def pause(self) -> None:
-        self.server.pause()
-
-    def resume(self) -> None:
-        self.server.resume()
-
-
-@pytest.fixture(params=["jetstream"])
-async def world(aio_loop: asyncio.AbstractEventLoop, nats_server: PrivateServer) -> World:
-    return JetStreamWorld(nats_server)
-
-
-@pytest.fixture
-async def broker(world: World) -> AsyncIterator[Broker]:
-    """A session with both streams declared."""
-    async with world.session() as session:
-        await session.declare(COMMANDS)
-        await session.declare(EVENTS)
-        yield session
-
-
-@pytest.fixture(autouse=True)
-async def deadline() -> AsyncIterator[None]:
-    """No test of this module waits for ever."""
-    with trio.fail_after(60):
-        yield
-
-
-def messages(prefix: str, numbers: Sequence[int], subject: str = "cmd.t.w.a.do") -> list[Message]:
-    return [Message(subject, f"body {n}".encode(), f"{prefix}{n}") for n in numbers]
-
-
-async def publish(broker: Broker, batch: Sequence[Message]) -> Sequence[PubAck]:
-    acks = await broker.publish(batch, DEADLINE_S)
-    assert [ack.error for ack in acks] == [""] * len(batch)
-    return acks
-
-
-async def take(consumer: Consumer, count: int) -> list[Delivery]:
-    """Exactly `count` deliveries, within the deadline."""
-    taken: list[Delivery] = []
-    with trio.fail_after(DEADLINE_S):
-        while len(taken) < count:
-            consumer.pull()
-            taken += await consumer.take(count - len(taken))
-    return taken
-
-
-async def lost_in_take(consumer: Consumer) -> str:
-    """Take until the session is lost; the reason."""
-    with trio.fail_after(DEADLINE_S), pytest.raises(SessionLost) as lost:
-        while True:
-            consumer.pull()
-            await consumer.take(16)
-    return str(lost.value)
-
-
-def ack(deliveries: Sequence[Delivery]) -> list[Settlement]:
-    return [Settlement(delivery) for delivery in deliveries]
-
-
-async def emptied(broker: Broker, stream: str) -> None:
-    """Wait until every message of a work queue is gone. A broker reads ACKs in order and acts on them in its time."""
-    with trio.fail_after(DEADLINE_S):
-        while (await broker.stream_facts(stream)).messages:
-            await trio.sleep(0.01)
-
-
-def bodies(deliveries: Sequence[Delivery] | Sequence[StoredMessage]) -> list[bytes]:
-    return [delivery.body for delivery in deliveries]
-
 
 # --- B1: a delivery that is not settled comes again
 
@@ -236,9 +72,10 @@ async def test_b2_after_reset_the_old_come_in_stream_order_before_the_new(broker
     taken = await take(consumer, 10)
     consumer.settle(ack([taken[1], taken[4]]))
     consumer.settle([Settlement(taken[0], delay_s=300)])
-    await publish(broker, messages("new", [11, 12]))
+    await until(partial(world.unsettled, CONSUMER), 8)
     await broker.close()
     async with world.session() as next_session:
+        await publish(next_session, messages("new", [11, 12]))
         consumer = await next_session.consume(CONSUMER)
         assert consumer.delivered_seq == 10
         again = await take(consumer, 10)
@@ -255,9 +92,7 @@ async def test_b2_on_a_stream_that_keeps_messages_nothing_below_the_ack_floor_co
     consumer = await broker.consume(spec)
     taken = await take(consumer, 6)
     consumer.settle(ack(taken[:3]))
-    with trio.fail_after(DEADLINE_S):
-        while await world.unsettled(spec) > 3:
-            await trio.sleep(0.01)
+    await until(partial(world.unsettled, spec), 3)
     await broker.close()
     async with world.session() as next_session:
         again = await take(await next_session.consume(spec), 3)
@@ -333,9 +168,7 @@ async def test_b4_nothing_to_publish_is_nothing(broker: Broker) -> None:
 # --- B5: unknown outcomes
 
 
-async def test_b5_a_missing_answer_is_session_lost_and_a_late_one_confuses_nobody(
-    broker: Broker, world: World
-) -> None:
+async def test_b5_a_missing_answer_is_session_lost_and_a_late_one_confuses_nobody(broker: Broker, world: World) -> None:
     world.pause()
     with pytest.raises(SessionLost, match="missing"):
         await broker.publish(messages("late", range(5), "evt.t.w.a.done"), 0.05)
@@ -437,7 +270,7 @@ async def _consume(broker: Broker, consumer: Consumer) -> None:
 @pytest.mark.parametrize("call", [_take, _publish, _stream_facts, _read_back, _declare, _consume])
 @pytest.mark.parametrize("fault", ["kill", "close"])
 async def test_b9_every_waiting_call_ends_with_the_session(
-    broker: Broker, world: World, call: Callable[[Broker, Consumer], object], fault: str
+    broker: Broker, world: World, call: Callable[[Broker, Consumer], Awaitable[None]], fault: str
 ) -> None:
     consumer = await broker.consume(CONSUMER)
     world.pause()  # so that the call waits for an answer when the session ends
@@ -445,7 +278,7 @@ async def test_b9_every_waiting_call_ends_with_the_session(
 
     async def waiting() -> None:
         try:
-            await call(broker, consumer)  # type: ignore[misc]
+            await call(broker, consumer)
         except SessionLost as lost:
             outcome.append(str(lost))
 
@@ -547,102 +380,3 @@ async def test_take_cancelled_loses_nothing(broker: Broker) -> None:
     assert scope.cancelled_caught
     await publish(broker, messages("m", range(5)))
     assert len(await take(consumer, 5)) == 5
-
-
-async def test_declare_reports_every_difference_and_changes_nothing(broker: Broker) -> None:
-    other = attrs.evolve(EVENTS, duplicate_window_s=7.0, subjects=("evt.>", "more.>"))
-    with pytest.raises(Misconfigured) as refused:
-        await broker.declare(other)
-    assert "duplicate_window is 120000000000, should be 7000000000" in str(refused.value)
-    assert "subjects is ['evt.>'], should be ['evt.>', 'more.>']" in str(refused.value)
-    assert "nothing was changed" in str(refused.value)
-    assert (await broker.declare(EVENTS)).duplicate_window_s == 120
-
-
-async def test_sessions_may_declare_the_same_stream_at_once(world: World) -> None:
-    spec = StreamSpec("TOGETHER", ("together.>",), max_bytes=1 << 20, max_age_s=3600)
-    async with world.session() as one, world.session() as two, trio.open_nursery() as nursery:
-        for session in (one, two, one, two):
-            nursery.start_soon(session.declare, spec)
-
-
-async def test_a_consumer_with_other_settings_is_refused_but_its_filters_follow(broker: Broker) -> None:
-    await publish(broker, [*messages("m", [1]), *messages("n", [2], "cmd.u.w.a.do")])
-    await broker.consume(CONSUMER)
-    with pytest.raises(Misconfigured, match="ack_wait is 30000000000, should be 5000000000"):
-        await broker.consume(attrs.evolve(CONSUMER, ack_wait_s=5.0))
-    moved = await broker.consume(attrs.evolve(CONSUMER, filters=("cmd.u.>",)))
-    assert bodies(await take(moved, 1)) == [b"body 2"]
-
-
-async def test_what_does_not_exist_is_named(broker: Broker) -> None:
-    with pytest.raises(Misconfigured, match="NONE"):
-        await broker.stream_facts("NONE")
-    with pytest.raises(Misconfigured, match="NONE"):
-        await broker.read_back("NONE", ">", 1, 1)
-    with pytest.raises(Misconfigured, match="NONE"):
-        await broker.consume(attrs.evolve(CONSUMER, stream="NONE"))
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        Message("cmd.t.w.a.do", b"x" * (1 << 20), "m"),
-        Message("cmd.t.w.a.do", b"", "m\r\nInjected: 1"),
-        Message("cmd.t.w.a.do", b"", "m", {"traceparent": "a\nb"}),
-        Message("cmd.t.w.a.do", b"", "m", {"traceparent": "\u00e9"}),
-        Message("cmd.t w.a.do", b"", "m"),
-        Message("", b"", "m"),
-    ],
-    ids=["oversize", "id", "lf", "non-ascii", "space", "empty"],
-)
-async def test_what_would_break_the_connection_never_reaches_it(broker: Broker, bad: Message) -> None:
-    for send in (broker.publish([*messages("m", [1]), bad], DEADLINE_S),):
-        with pytest.raises(Poison):
-            await send
-    with pytest.raises(Poison):
-        broker.echo([bad])
-    assert (await broker.stream_facts("COMMANDS")).messages == 0
-
-
-# --- JetStream only
-
-
-async def test_a_replicated_stream_is_read_from_its_leader(aio_loop: object, nats_server: PrivateServer) -> None:
-    async with open_broker(nats_server.url) as broker:
-        await broker.declare(EVENTS)
-        await publish(broker, messages("m", range(5), "evt.t.w.a.done"))
-        direct = await broker.read_back("EVENTS", "evt.>", 2, 3)
-        broker._single_copy["EVENTS"] = False  # no cluster here; the request is the same
-        assert await broker.read_back("EVENTS", "evt.>", 2, 3) == direct
-        assert await broker.read_back("EVENTS", "evt.>", 6, 3) == []
-
-
-async def test_the_event_bus_raises_for_a_refusal(broker: Broker) -> None:
-    bus = JetStreamEventBus(broker)
-    await bus.publish(messages("m", [1], "evt.t.w.a.done"))
-    with pytest.raises(Poison, match="10054"):
-        await bus.publish([Message("evt.t.w.a.done", b"x" * 20_000, "big")])
-    await broker.declare(StreamSpec("SMALL", ("small.>",), max_bytes=500))
-    with pytest.raises(SessionLost, match="maximum bytes"):
-        await bus.publish([Message("small.s", b"x" * 400, f"m{n}") for n in range(3)])
-
-
-async def test_the_command_router_sends_under_the_commands_id(broker: Broker) -> None:
-    command = CommandEnvelope(
-        id="c1",
-        tenant="t",
-        workspace="w",
-        agent="a",
-        action="do",
-        idempotency_key="k",
-        trace_id="0" * 31 + "1",
-        span_id="0" * 15 + "1",
-    )
-    router = JetStreamCommandRouter(broker)
-    assert [ack.duplicate for ack in await router.send([command])] == [False]
-    assert [ack.duplicate for ack in await router.send([command])] == [True]
-    (delivery,) = await take(await broker.consume(CONSUMER), 1)
-    assert delivery.subject == "cmd.t.w.a.do"
-    assert decode_command(delivery.body) == command
-    assert headers_of(delivery.headers)["traceparent"].startswith("00-0000")

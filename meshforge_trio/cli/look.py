@@ -1,0 +1,141 @@
+"""`meshforge events` and `meshforge state`: what the store holds."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final
+
+import click
+import orjson
+import trio
+from rich.console import Console
+from rich.table import Table
+
+from meshforge_trio.cli.options import (
+    Common,
+    checked_scope,
+    common_options,
+    print_json,
+    store_option,
+    workspace_option,
+)
+from meshforge_trio.cli.reader import ScopeFile, read_store
+from meshforge_trio.launch import adapter_of, load_app
+from meshforge_trio.policy import ExitCode
+from meshforge_trio.replay import state_at
+from meshforge_trio.store.port import Output
+
+__all__ = ["events", "state"]
+
+_PAGE: Final = 500
+
+
+@click.command(short_help="List events of the store.")
+@click.option("--agent", metavar="NAME", help="Of this agent; with --workspace, of that workspace.")
+@click.option("--entity", metavar="ID", help="Of this entity.")
+@click.option("--after", type=click.IntRange(0), default=0, metavar="N", help="Above this number (entity: version).")
+@click.option("--all", "every", is_flag=True, help="Conflicts, refusals, replies, sent commands and dead letters too.")
+@store_option
+@workspace_option
+@common_options
+def events(agent: str | None, entity: str | None, after: int, every: bool, **given: Any) -> int:
+    """List events as they are stored, in the order of their publication, or of one entity by version.
+
+    Reads the file beside a running worker. With --json, one line per event: number, kind, version, chain and the
+    envelope.
+    """
+    common = Common.take(given, log_level="warning")
+    if entity is not None and agent is None:
+        raise click.UsageError("--entity needs --agent")
+    with read_store(common.settings.store) as store:
+        scopes = [checked_scope(common, agent)] if agent is not None else store.scopes
+        if "workspaces" in common.flags:
+            scopes = [scope for scope in scopes if (scope.tenant, scope.workspace) == common.workspace]
+        for scope in scopes:
+            trio.run(_list, store.rows(scope), entity, after, every, common.as_json)
+    return ExitCode.OK
+
+
+async def _list(rows: ScopeFile, entity: str | None, after: int, every: bool, as_json: bool) -> None:
+    console = Console(highlight=False)
+    async for page in _pages(rows, entity, after):
+        shown = [output for output in page if every or output.kind == "event"]
+        if as_json:
+            for output in shown:
+                print_json({"scope": str(rows.scope), **_as_document(output)})
+        elif shown:
+            console.print(_table(f"{rows.scope}", shown))
+
+
+async def _pages(rows: ScopeFile, entity: str | None, after: int) -> AsyncIterator[Sequence[Output]]:
+    while True:
+        if entity is None:
+            page = await rows.outputs_after(after, _PAGE)
+        else:
+            page = await rows.history(entity, after, _PAGE)
+        if not page:
+            return
+        yield page
+        after = page[-1].n if entity is None else page[-1].version or 0
+
+
+def _as_document(output: Output) -> dict[str, Any]:
+    return {
+        "n": output.n,
+        "kind": output.kind,
+        "version": output.version,
+        "chain": None if output.chain is None else output.chain.hex(),
+        "subject": output.subject,
+        "msg_id": output.msg_id,
+        "envelope": orjson.Fragment(output.body),
+    }
+
+
+def _table(title: str, outputs: Sequence[Output]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in ("n", "entity", "version", "name", "event id", "payload"):
+        table.add_column(column, justify="right" if column in ("n", "version") else "left", overflow="fold")
+    for output in outputs:
+        payload = orjson.dumps(orjson.loads(output.body).get("payload")).decode()
+        version = "" if output.version is None else str(output.version)
+        name = output.name if output.kind == "event" else f"{output.name} ({output.kind})"
+        table.add_row(str(output.n), output.entity_id or "", version, name, output.event_id, payload)
+    return table
+
+
+@click.command(short_help="Show an entity, as of now or of a version.")
+@click.argument("agent")
+@click.argument("entity")
+@click.option("--app", required=True, metavar="MODULE:ATTR", help="The app, whose agents know how to apply events.")
+@click.option("--at", "version", type=click.IntRange(1), metavar="VERSION", help="After its event of this version.")
+@store_option
+@workspace_option
+@common_options
+def state(agent: str, entity: str, app: str, version: int | None, **given: Any) -> int:
+    """Rebuild the state of an ENTITY of an AGENT from its events.
+
+    Reads the file beside a running worker. Exit code 1 when there is no such entity or version.
+    """
+    common = Common.take(given, log_level="warning")
+    scope = checked_scope(common, agent)
+    adapter = adapter_of(load_app(app), agent)
+    with read_store(common.settings.store) as store:
+        found = trio.run(state_at, store.rows(scope), adapter, entity, version)
+    if found.version == 0 or (version is not None and found.version < version):
+        has = f"has version {found.version}, not {version}" if found.version else "has no events"
+        click.echo(f"meshforge: {scope}: entity {entity!r} {has}", err=True)
+        return ExitCode.FAILED
+    document = {
+        "scope": str(scope),
+        "entity_id": entity,
+        "entity_version": found.version,
+        "chain": found.chain.hex(),
+        "state": adapter.dump(found.state),
+    }
+    if common.as_json:
+        print_json(document)
+    else:
+        console = Console(highlight=False)
+        console.print(f"{scope} [bold]{entity}[/bold] version {found.version}, chain {found.chain.hex()}")
+        console.print_json(orjson.dumps(document["state"]).decode())
+    return ExitCode.OK

@@ -1,0 +1,111 @@
+"""What the commands share: options that lead to settings, and how results are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar, get_args
+
+import attrs
+import click
+import orjson
+
+from meshforge_trio.config import LogLevel, Settings, load_settings
+from meshforge_trio.errors import Poison
+from meshforge_trio.subjects import Scope
+from meshforge_trio.telemetry import set_up_logging
+
+__all__ = [
+    "OUTCOME_UNKNOWN",
+    "Common",
+    "checked_scope",
+    "common_options",
+    "print_json",
+    "store_option",
+    "url_option",
+    "workspace_option",
+    "workspaces_option",
+]
+
+#: Exit code of a command that got no answer in time.
+OUTCOME_UNKNOWN: Final = 6
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+url_option = click.option("--url", metavar="URL", help="Address of the broker; several with commas.")
+store_option = click.option("--store", metavar="FILE", help="The event store.")
+workspace_option = click.option("--workspace", metavar="T/W", help="Tenant and workspace.")
+workspaces_option = click.option(
+    "--workspace", metavar="T/W", multiple=True, help="Tenant and workspace; may be given several times."
+)
+
+
+def common_options(function: F) -> F:
+    """`--config`, `--log-level` and `--json`."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Write results for machines; log lines too."),
+        click.option(
+            "--log-level", type=click.Choice(get_args(LogLevel)), help="What is said on stderr, from this level on."
+        ),
+        click.option(
+            "--config",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="TOML file with settings, instead of meshforge.toml.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+@attrs.frozen
+class Common:
+    """What the shared options of a command come to. `flags` are those that were given, by their setting's name."""
+
+    settings: Settings
+    as_json: bool
+    config: Path | None
+    flags: dict[str, Any]
+
+    @property
+    def workspace(self) -> tuple[str, str]:
+        """Tenant and name of the first workspace."""
+        tenant, _, name = self.settings.workspaces[0].partition("/")
+        return tenant, name
+
+    @staticmethod
+    def take(given: dict[str, Any], *, log_level: LogLevel | None = None) -> Common:
+        """Take the shared options out of a command's arguments, load the settings and set logging up.
+
+        With `log_level` the command says nothing below it, whatever the settings say, unless `--log-level` does.
+
+        Raises:
+            Misconfigured: as `load_settings`.
+        """
+        config, as_json = given.pop("config"), given.pop("as_json")
+        flags: dict[str, Any] = {name: given.pop(name) for name in ("url", "store", "log_level") if name in given}
+        workspaces = given.pop("workspace", None)
+        if workspaces:
+            flags["workspaces"] = (workspaces,) if isinstance(workspaces, str) else tuple(workspaces)
+        flags = {name: value for name, value in flags.items() if value is not None}
+        settings = load_settings(config, flags=flags)
+        level = flags.get("log_level") or log_level or settings.log_level
+        set_up_logging(level, as_json=settings.log_json or as_json)
+        return Common(settings, as_json, config, flags)
+
+
+def checked_scope(common: Common, agent: str) -> Scope:
+    """The scope of an agent in the first workspace.
+
+    Raises:
+        click.UsageError: the agent's name is no token, or reserved.
+    """
+    try:
+        return Scope.checked(*common.workspace, agent)
+    except Poison as error:
+        raise click.UsageError(error.reason) from error
+
+
+def print_json(document: Any) -> None:
+    """One line of JSON on stdout."""
+    click.echo(orjson.dumps(document, option=orjson.OPT_NON_STR_KEYS, default=str))

@@ -1,0 +1,126 @@
+"""The store's file, read beside whoever writes it: no lease, no term, no row of ours, one snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Concatenate, Final, ParamSpec, TypeVar
+
+import apsw
+
+from meshforge_trio.errors import Misconfigured
+from meshforge_trio.store import rows
+from meshforge_trio.store.port import Head, Output
+from meshforge_trio.store.schema import MIGRATIONS, translated
+from meshforge_trio.subjects import Scope
+
+__all__ = ["StoreFile", "read_store"]
+
+_T = TypeVar("_T")
+_P = ParamSpec("_P")
+
+_BUSY_TIMEOUT_MS: Final = 5_000
+
+
+class StoreFile:
+    """Made by `read_store`."""
+
+    def __init__(self, path: Path, connection: apsw.Connection) -> None:
+        self._path = path
+        self._connection = connection
+        found = connection.execute("SELECT tenant, workspace, agent, id FROM scopes ORDER BY 1, 2, 3")
+        self._numbers = {Scope(*row[:3]): row[3] for row in found}
+
+    @property
+    def scopes(self) -> Sequence[Scope]:
+        """Every scope that has ever been served, sorted."""
+        return list(self._numbers)
+
+    def rows(self, scope: Scope) -> ScopeFile:
+        """The rows of a scope.
+
+        Raises:
+            Misconfigured: it was never served from this store.
+        """
+        if scope not in self._numbers:
+            known = ", ".join(str(each) for each in self._numbers) or "none"
+            raise Misconfigured(f"{self._path} has no scope {scope}; it has: {known}")
+        return ScopeFile(self._path, self._connection, scope, self._numbers[scope])
+
+
+class ScopeFile:
+    """The reading part of a `ScopeStore`."""
+
+    def __init__(self, path: Path, connection: apsw.Connection, scope: Scope, number: int) -> None:
+        self._path = path
+        self._connection = connection
+        self._scope = scope
+        self._number = number
+
+    @property
+    def scope(self) -> Scope:
+        """Whose rows these are."""
+        return self._scope
+
+    async def outputs_after(self, n: int, limit: int) -> Sequence[Output]:
+        """Outputs numbered above `n`, in order."""
+        return self._call(rows.outputs_after, n, limit)
+
+    async def history(self, entity_id: str, after: int, limit: int) -> Sequence[Output]:
+        """Events of an entity with a version above `after`, in order."""
+        return self._call(rows.history, entity_id, after, limit)
+
+    async def heads(self, after: str, limit: int) -> Sequence[Head]:
+        """Heads with an entity id above `after`, in order of it; without `tail`."""
+        return self._call(rows.heads_after, after, limit)
+
+    def event_count(self) -> int:
+        """Events of all entities, as their heads count them."""
+        sql = "SELECT coalesce(sum(version), 0) FROM heads WHERE scope = ?"
+        ((count,),) = self._connection.execute(sql, (self._number,))
+        return int(count)
+
+    def _call(
+        self, query: Callable[Concatenate[apsw.Connection, int, _P], _T], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _T:
+        try:
+            return query(self._connection, self._number, *args, **kwargs)
+        except apsw.Error as error:
+            raise translated(error, self._path) from error
+
+
+@contextmanager
+def read_store(path: Path) -> Iterator[StoreFile]:
+    """Open the store read-only. All that is read is of one moment, which holds the write-ahead log back meanwhile.
+
+    Raises:
+        Misconfigured: there is no such file, it is no store, or of another version.
+        StoreBroken: the file is damaged.
+    """
+    if not path.is_file():
+        raise Misconfigured(
+            f"there is no store {path}: `--store` or the key `store` names it, `meshforge run` makes it"
+        )
+    try:
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    except apsw.Error as error:
+        raise translated(error, path) from error
+    try:
+        connection.set_busy_timeout(_BUSY_TIMEOUT_MS)
+        connection.execute("BEGIN")
+        yield _opened(path, connection)
+    except apsw.Error as error:
+        raise translated(error, path) from error
+    finally:
+        connection.close()
+
+
+def _opened(path: Path, connection: apsw.Connection) -> StoreFile:
+    version = connection.pragma("user_version")
+    if version != len(MIGRATIONS):
+        raise Misconfigured(
+            f"{path} is no event store of this version (schema {version}, this program reads {len(MIGRATIONS)}); "
+            "`meshforge run` brings an older one up to date"
+        )
+    return StoreFile(path, connection)

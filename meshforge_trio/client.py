@@ -1,0 +1,442 @@
+"""The client of a mesh: sends commands, awaits their answers, follows events.
+
+    async with open_client(url, tenant="acme", workspace="shop", principal=SecurityContext("kim", "user")) as mesh:
+        answer = await mesh.call("order", "create", {"items": 3}, entity_id="o-1")
+
+What it may do over and over rests on two names. A try that got no PubAck is repeated under the same *id*, which the
+stream drops if it has it. A call that got no answer is sent again under a new id with the same *key*, for which the
+runtime repeats the first answer. A deadline that passes therefore means `OutcomeUnknown`, never "failed".
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+import attrs
+import trio
+import trio_asyncio
+
+from meshforge_trio.answers import (
+    Answers,
+    CommandDead,
+    CommandFailed,
+    CommandRefused,
+    Conflict,
+    OutcomeUnknown,
+    SecurityViolation,
+    Sent,
+    Waiter,
+    raise_if_failed,
+)
+from meshforge_trio.broker.bridge import ConnectOptions, connect, open_loop
+from meshforge_trio.broker.port import Message, PubAck
+from meshforge_trio.envelope import (
+    CommandEnvelope,
+    EventEnvelope,
+    JsonObject,
+    SecurityContext,
+    decode_command,
+    encode,
+    traceparent,
+)
+from meshforge_trio.errors import Misconfigured, Poison, SessionLost
+from meshforge_trio.feed import EventFeed
+from meshforge_trio.ids import uuid7
+from meshforge_trio.subjects import (
+    COMMANDS,
+    EVENTS,
+    Scope,
+    check_token,
+    command_subject,
+    event_filter,
+    event_subject,
+    violation_subject,
+)
+from meshforge_trio.uplink import Uplink, Wire, backoff
+
+__all__ = [
+    "CommandDead",
+    "CommandFailed",
+    "CommandRefused",
+    "Conflict",
+    "MeshClient",
+    "OutcomeUnknown",
+    "SecurityViolation",
+    "Sent",
+    "open_client",
+]
+
+_RESEND_MAX_S: Final = 30.0
+_WINDOW: Final = 1024
+_WINDOW_BYTES: Final = 4 << 20
+# What the runtime names messages without a usable key with; such a key would be dead-lettered under another name.
+_KEYS_OF_THE_RUNTIME: Final = ("evt:", "query:", "raw:")
+
+
+@asynccontextmanager
+async def open_client(
+    server: str | ConnectOptions, *, tenant: str, workspace: str, principal: SecurityContext
+) -> AsyncIterator[MeshClient]:
+    """A client of one workspace, with a connection of its own; `server` is a URL or how to dial in full.
+
+    Runs the loop of the bridge unless one is running. Nothing it started outlives the block; an exception leaves the
+    block as it was raised, in no group.
+
+    Raises:
+        SessionLost: the server cannot be reached. (Once it was, the client dials again by itself.)
+        Misconfigured: an unsuitable URL or refused credentials.
+        Poison: tenant or workspace is no subject token.
+    """
+    options = ConnectOptions(urls=(server,), name="meshforge-client") if isinstance(server, str) else server
+    check_token(tenant, "tenant")
+    check_token(workspace, "workspace")
+    raised: BaseException | None = None
+    try:
+        async with _loop_of_the_bridge(), trio.open_nursery() as nursery:
+            try:
+                uplink = Uplink(options)
+                nursery.start_soon(uplink.keep, await connect(options))
+                yield MeshClient(uplink, tenant, workspace, principal)
+            except BaseException as error:
+                raised = error
+                raise
+            finally:
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        if not _wraps_only(group, raised):
+            raise
+    # Outside of the handler, so that it gets no context it did not have.
+    if raised is not None:
+        raise raised
+
+
+@asynccontextmanager
+async def _loop_of_the_bridge() -> AsyncIterator[None]:
+    if trio_asyncio.current_loop.get() is not None:  # type: ignore[attr-defined]
+        yield
+        return
+    async with open_loop():
+        yield
+
+
+def _wraps_only(group: BaseException, raised: BaseException | None) -> bool:
+    while group is not raised and isinstance(group, BaseExceptionGroup) and len(group.exceptions) == 1:
+        group = group.exceptions[0]
+    return group is raised
+
+
+class MeshClient:
+    """One tenant's workspace as one principal sees it. Made by `open_client`; any number of tasks may share it."""
+
+    def __init__(self, uplink: Uplink, tenant: str, workspace: str, principal: SecurityContext) -> None:
+        self._uplink = uplink
+        self._tenant = tenant
+        self._workspace = workspace
+        self._principal = principal
+        self._answers = Answers()
+
+    @property
+    def waiting(self) -> int:
+        """Commands whose answers are being waited for, each re-send counted."""
+        return len(self._answers)
+
+    def command(
+        self,
+        agent: str,
+        action: str,
+        payload: JsonObject | None = None,
+        *,
+        entity_id: str | None = None,
+        expected_version: int | None = None,
+        idempotency_key: str | None = None,
+        id: str | None = None,  # noqa: A002 - the name of the field
+        trace_id: str | None = None,
+        correlation_id: str | None = None,
+    ) -> CommandEnvelope:
+        """A command from this principal; id and key are new UUIDs of version 7 unless given."""
+        return CommandEnvelope(
+            id=id if id is not None else uuid7(),
+            tenant=self._tenant,
+            workspace=self._workspace,
+            agent=agent,
+            action=action,
+            idempotency_key=idempotency_key if idempotency_key is not None else uuid7(),
+            entity_id=entity_id,
+            expected_version=expected_version,
+            payload={} if payload is None else payload,
+            security_context=self._principal,
+            trace_id=trace_id,
+            span_id=None if trace_id is None else secrets.token_hex(8),
+            correlation_id=correlation_id,
+        )
+
+    # -- send --------------------------------------------------------------------------------------------------
+
+    async def send(
+        self,
+        agent: str,
+        action: str,
+        payload: JsonObject | None = None,
+        *,
+        entity_id: str | None = None,
+        expected_version: int | None = None,
+        idempotency_key: str | None = None,
+        id: str | None = None,  # noqa: A002 - the name of the field
+        trace_id: str | None = None,
+        correlation_id: str | None = None,
+        timeout_s: float = 10.0,
+    ) -> Sent:
+        """Have the command stream store a command. Returns when it has; what the agent says to it is not awaited.
+
+        Raises:
+            Poison: the command is malformed or too large; it names the field, and nothing was sent.
+            OutcomeUnknown: no PubAck within `timeout_s`, over however many connections.
+            Misconfigured: there is no command stream.
+        """
+        command = self.command(
+            agent,
+            action,
+            payload,
+            entity_id=entity_id,
+            expected_version=expected_version,
+            idempotency_key=idempotency_key,
+            id=id,
+            trace_id=trace_id,
+            correlation_id=correlation_id,
+        )
+        (sent,) = await self.send_many([command], timeout_s=timeout_s)
+        return sent
+
+    async def send_many(self, commands: Sequence[CommandEnvelope], *, timeout_s: float = 60.0) -> Sequence[Sent]:
+        """Have the command stream store a batch, in order; at most a window of it is under way.
+
+        The envelopes go out as they are: `command` makes one with this client's scope and principal.
+
+        Raises:
+            Poison: a command is malformed or too large; windows before its own are stored.
+            OutcomeUnknown: not all PubAcks came within `timeout_s`; its `confirmed` are those that did, and it is
+                about the first command without one.
+            Misconfigured: there is no command stream.
+        """
+        done: list[Sent] = []
+        with trio.move_on_after(timeout_s):
+            for window in _windows(commands):
+                for command, ack in zip(commands[len(done) :], await self._store(window), strict=False):
+                    done.append(Sent(command.id, command.idempotency_key, ack.seq, ack.duplicate))
+        if len(done) == len(commands):
+            return done
+        first = commands[len(done)]
+        what = f"{len(commands) - len(done)} of {len(commands)} commands from {first.id}" if done else _named(first)
+        raise self._unknown(f"no PubAck for {what} within {timeout_s:g} s", first, done)
+
+    async def _store(self, messages: Sequence[Message]) -> Sequence[PubAck]:
+        """Try until all are stored, always under the same ids, so that the stream takes each once."""
+        waits = backoff()
+        while True:
+            wire = await self._uplink.wire()
+            try:
+                return await wire.bus.publish(messages)
+            except SessionLost as lost:
+                await self._after_failure(wire, lost)
+            await trio.sleep(next(waits))
+
+    async def _after_failure(self, wire: Wire, lost: SessionLost) -> None:
+        """Return if another try may do.
+
+        Raises:
+            Misconfigured: there is no command stream.
+        """
+        self._uplink.last_failure = str(lost)
+        if wire.connection.lost is not None:
+            return
+        try:
+            await wire.broker.stream_facts(COMMANDS)
+        except SessionLost as silence:
+            self._uplink.last_failure = str(silence)
+        except Misconfigured as error:
+            raise Misconfigured(
+                f"{error} on this server, so no command can be stored: start the runtime (`meshforge run`), which "
+                "creates it, or check the URL and the account"
+            ) from error
+
+    def _unknown(self, what: str, command: CommandEnvelope, confirmed: Sequence[Sent] = ()) -> OutcomeUnknown:
+        last = f" Last trouble: {self._uplink.last_failure}." if self._uplink.last_failure else ""
+        return OutcomeUnknown(
+            f"{what}; its outcome is unknown, it may still take effect.{last} Sending it again with the "
+            f"same idempotency_key {command.idempotency_key!r} is safe",
+            command,
+            confirmed,
+        )
+
+    # -- call --------------------------------------------------------------------------------------------------
+
+    async def call(
+        self,
+        agent: str,
+        action: str,
+        payload: JsonObject | None = None,
+        *,
+        entity_id: str | None = None,
+        expected_version: int | None = None,
+        idempotency_key: str | None = None,
+        id: str | None = None,  # noqa: A002 - the name of the field
+        trace_id: str | None = None,
+        correlation_id: str | None = None,
+        timeout_s: float = 30.0,
+        resend_s: float = 2.0,
+        raise_for_refusal: bool = False,
+    ) -> EventEnvelope:
+        """Send a command or query and return the first event that answers it.
+
+        A lost connection, and `resend_s` without an answer (then twice that, ...), send it again under a new id with
+        the same key. `raise_for_refusal` raises a negative answer as a `CommandFailed` instead of returning it.
+
+        Raises:
+            Poison, Misconfigured: as `send`.
+            OutcomeUnknown: no answer within `timeout_s`.
+            Conflict, CommandRefused, CommandDead, SecurityViolation: with `raise_for_refusal`.
+        """
+        command = self.command(
+            agent,
+            action,
+            payload,
+            entity_id=entity_id,
+            expected_version=expected_version,
+            idempotency_key=idempotency_key,
+            id=id,
+            trace_id=trace_id,
+            correlation_id=correlation_id,
+        )
+        message = _message(command)
+        with self._answers.expect(command) as waiter:
+            with trio.move_on_after(timeout_s):
+                await self._ask(waiter, message, resend_s)
+            answer = waiter.answer
+        if answer is None:
+            raise self._unknown(f"no answer to {_named(command)} within {timeout_s:g} s", command)
+        if raise_for_refusal:
+            raise_if_failed(answer)
+        return answer
+
+    async def _ask(self, waiter: Waiter, message: Message, pause_s: float) -> None:
+        """Send until answered, each time under a new id: a second delivery of one id would not be echoed."""
+        waits = backoff()
+        while True:
+            wire = await self._uplink.wire()
+            try:
+                with trio.move_on_after(pause_s):
+                    await self._listen(wire, waiter.command.agent)
+                    await wire.bus.publish([message])
+                    await self._answered(wire, waiter)
+            except SessionLost as lost:
+                await self._after_failure(wire, lost)
+                await trio.sleep(next(waits))
+            else:
+                pause_s = min(pause_s * 2, _RESEND_MAX_S)
+            if waiter.answer is not None:
+                return
+            again = attrs.evolve(waiter.command, id=uuid7())
+            self._answers.also(waiter, again.id)
+            message = _message(again)
+
+    async def _listen(self, wire: Wire, agent: str) -> None:
+        """Have the answers of `agent` come here, before anything is asked."""
+        await wire.listen(violation_subject(self._tenant, self._workspace), self._answers.receive)
+        await wire.listen(event_filter(Scope(self._tenant, self._workspace, agent)), self._answers.receive)
+
+    async def _answered(self, wire: Wire, waiter: Waiter) -> None:
+        """Wait for the answer, or for the end of the wire."""
+        forget = wire.connection.on_lost(waiter.changed.set)
+        try:
+            wire.connection.check()
+            await waiter.changed.wait()
+        finally:
+            forget()
+        if waiter.answer is None:
+            waiter.changed = trio.Event()
+            wire.connection.check()
+
+    # -- events ------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def events(
+        self,
+        agent: str | None = None,
+        name: str | None = None,
+        *,
+        from_start: bool = False,
+        after_seq: int | None = None,
+        timeout_s: float = 10.0,
+    ) -> AsyncIterator[EventFeed]:
+        """Events of the workspace in stream order, each once: those after this moment, after `after_seq`, or all.
+
+        Without `agent` all agents' and violations; without `name` all names. `timeout_s` is for finding the place to
+        begin; the iterator itself waits as long as it takes.
+
+            async with mesh.events("order") as feed:
+                async for event in feed: ...
+
+        Raises:
+            SessionLost: the stream could not be asked in time.
+            Misconfigured: there is no event stream.
+        """
+        scope = Scope(self._tenant, self._workspace, "*" if agent is None else check_token(agent, "agent"))
+        subject = event_subject(scope, ">" if name is None else check_token(name, "name"))
+        if after_seq is None:
+            after_seq = 0 if from_start else await self._last_event_seq(timeout_s)
+        feed = EventFeed(self._uplink, self._tenant, self._workspace, subject, after_seq)
+        try:
+            yield feed
+        finally:
+            feed.close()
+
+    async def _last_event_seq(self, timeout_s: float) -> int:
+        with trio.move_on_after(timeout_s):
+            while True:
+                wire = await self._uplink.wire()
+                try:
+                    return (await wire.broker.stream_facts(EVENTS)).last_seq
+                except SessionLost as lost:
+                    self._uplink.last_failure = str(lost)
+                await trio.sleep(next(backoff()))
+        raise SessionLost(f"{EVENTS} did not answer within {timeout_s:g} s: {self._uplink.last_failure}")
+
+
+def _named(command: CommandEnvelope) -> str:
+    return f"command {command.id} ({command.agent} {command.action}, key {command.idempotency_key})"
+
+
+def _message(command: CommandEnvelope) -> Message:
+    """The command as it is published, checked by reading it as the runtime will. Raises `Poison`."""
+    scope = Scope.checked(command.tenant, command.workspace, command.agent)
+    key = command.idempotency_key
+    if key is not None and key.startswith(_KEYS_OF_THE_RUNTIME):
+        raise Poison(
+            f"idempotency_key may not begin with {' or '.join(_KEYS_OF_THE_RUNTIME)}: the runtime uses these",
+            code="bad_idempotency_key",
+            field="idempotency_key",
+        )
+    body = encode(command)
+    decode_command(body)
+    headers = {}
+    if command.trace_id is not None and command.span_id is not None:
+        headers["traceparent"] = traceparent(command.trace_id, command.span_id)
+    return Message(command_subject(scope, command.action), body, command.id, headers)
+
+
+def _windows(commands: Sequence[CommandEnvelope]) -> Iterator[Sequence[Message]]:
+    """The messages of `commands`, in pieces that are bounded in number and bytes."""
+    window: list[Message] = []
+    size = 0
+    for command in commands:
+        message = _message(command)
+        if window and (len(window) == _WINDOW or size + len(message.body) > _WINDOW_BYTES):
+            yield window
+            window, size = [], 0
+        window.append(message)
+        size += len(message.body)
+    if window:
+        yield window

@@ -1,0 +1,182 @@
+"""From settings to a served app: one process, from opening the store to the exit code.
+
+run_app  "module:attr" → App → serve
+serve    loop of the bridge, outermost → signals, watchdog → store → Runtime over broker sessions → exit code
+"""
+
+from __future__ import annotations
+
+import importlib
+import ssl
+import sys
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+import trio
+
+from meshforge_trio.agent import AgentAdapter
+from meshforge_trio.broker.bridge import ConnectOptions, open_loop
+from meshforge_trio.broker.jetstream import open_broker
+from meshforge_trio.broker.port import Broker
+from meshforge_trio.config import Settings
+from meshforge_trio.errors import Misconfigured
+from meshforge_trio.points import Probe, no_probe
+from meshforge_trio.policy import Disposition, ExitCode, disposition, worst
+from meshforge_trio.runtime import (
+    App,
+    Runtime,
+    TooManyRestarts,
+    exit_code,
+    stop_on_signals,
+    watch_for_stuck_handlers,
+)
+from meshforge_trio.store.sqlite import SQLiteEventStore
+
+__all__ = ["adapter_of", "connect_options", "load_app", "run_app", "serve"]
+
+_ATTRIBUTE: Final = "app"
+
+
+def run_app(app_spec: str, settings: Settings, *, probe: Probe = no_probe, worker: int = 0, workers: int = 1) -> int:
+    """Load `module:attr` and serve it until a signal; return the exit code.
+
+    Raises:
+        Misconfigured: the app cannot be loaded.
+    """
+    return serve(load_app(app_spec), settings, probe=probe, worker=worker, workers=workers)
+
+
+def serve(app: App, settings: Settings, *, probe: Probe = no_probe, worker: int = 0, workers: int = 1) -> int:
+    """Serve until SIGTERM or SIGINT, or until nothing more can be done; return the exit code.
+
+    Call it from the main thread, which is where signals arrive. Why it ended is logged, never raised. `worker`
+    of `workers` processes on the same store claims its share of the scopes first.
+    """
+    log = structlog.get_logger("meshforge")
+    try:
+        trio.run(_serve, app, settings, probe, worker, workers)
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except Exception as error:
+        leaf = worst(error)
+        code = exit_code(leaf)
+        unforeseen = disposition(leaf) is Disposition.CRASHED and not isinstance(leaf, TooManyRestarts)
+        log.critical("the runtime ended", reason=str(leaf), exit_code=code, exc_info=error if unforeseen else None)
+        return code
+    log.info("drained")
+    return ExitCode.OK
+
+
+async def _serve(app: App, settings: Settings, probe: Probe, worker: int, workers: int) -> None:
+    async with open_loop(), trio.open_nursery() as nursery:
+        stop = trio.Event()
+        # First of all, so that a signal during a long start drains too.
+        await nursery.start(stop_on_signals, stop.set)
+        nursery.start_soon(watch_for_stuck_handlers, settings.engine.retry.handler_limit_s)
+        dial = _dial(settings)
+        store = await SQLiteEventStore.open(settings.store, ttl_s=settings.lease_ttl_s)
+        try:
+            runtime = Runtime(app, settings, store, dial, probe=probe, worker=worker, workers=workers)
+            nursery.start_soon(_drain_when, stop, runtime)
+            await runtime.run()
+        finally:
+            await store.close()
+        nursery.cancel_scope.cancel()
+
+
+async def _drain_when(stop: trio.Event, runtime: Runtime) -> None:
+    await stop.wait()
+    runtime.stop()
+
+
+def _dial(settings: Settings) -> Callable[[], AbstractAsyncContextManager[Broker]]:
+    options = connect_options(settings)
+
+    def dial() -> AbstractAsyncContextManager[Broker]:
+        return open_broker(options, pull_batch=settings.engine.batch)
+
+    return dial
+
+
+def connect_options(settings: Settings) -> ConnectOptions:
+    """How to dial the broker of `settings`; several addresses are separated by commas.
+
+    Raises:
+        Misconfigured: a file of credentials cannot be read.
+    """
+    try:
+        seed = None if settings.nkey_seed_file is None else settings.nkey_seed_file.read_text().strip()
+        if settings.credentials_file is not None:
+            settings.credentials_file.read_bytes()
+        tls = None if settings.tls_ca_file is None else ssl.create_default_context(cafile=settings.tls_ca_file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise Misconfigured(f"credentials of the broker: {error}") from error
+    return ConnectOptions(
+        urls=tuple(url.strip() for url in settings.url.split(",")),
+        user=settings.user,
+        password=settings.password,
+        token=settings.token,
+        nkey_seed=seed,
+        creds_file=settings.credentials_file,
+        tls=tls,
+        inbox_prefix=settings.inbox_prefix,
+    )
+
+
+def load_app(spec: str) -> App:
+    """The app that `module:attr` names (`attr` is `app` unless given): an `App`, an agent, or a sequence of agents.
+
+    The working directory is searched first, as with `python -m`.
+
+    Raises:
+        Misconfigured: there is no such module or attribute, importing it failed, or it is something else.
+    """
+    module_name, _, attr = spec.partition(":")
+    attr = attr or _ATTRIBUTE
+    if not module_name:
+        raise Misconfigured(f"app {spec!r} is not <module>:<attribute>")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise Misconfigured(f"app {spec!r}: module {module_name!r} cannot be imported: {reason}") from error
+    try:
+        found = getattr(module, attr)
+    except AttributeError as error:
+        known = ", ".join(name for name in vars(module) if _is_app(getattr(module, name))) or "none"
+        raise Misconfigured(
+            f"app {spec!r}: module {module_name!r} has no attribute {attr!r}; apps and agents in it: {known}"
+        ) from error
+    return _as_app(found, spec)
+
+
+def adapter_of(app: App, agent: str) -> AgentAdapter[Any]:
+    """The agent of that name.
+
+    Raises:
+        Misconfigured: the app has none.
+    """
+    for adapter in app.agents:
+        if adapter.name == agent:
+            return adapter
+    known = ", ".join(sorted(adapter.name for adapter in app.agents))
+    raise Misconfigured(f"the app has no agent {agent!r}; it has: {known}")
+
+
+def _is_app(value: object) -> bool:
+    return isinstance(value, App | AgentAdapter)
+
+
+def _as_app(found: Any, spec: str) -> App:
+    if isinstance(found, App):
+        return found
+    agents = [found] if isinstance(found, AgentAdapter) else found
+    if isinstance(agents, list | tuple) and agents and all(isinstance(agent, AgentAdapter) for agent in agents):
+        return App(agents)
+    raise Misconfigured(f"app {spec!r} is {found!r:.100}; it must be an App, an agent, or a list of agents")

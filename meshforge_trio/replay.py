@@ -1,0 +1,268 @@
+"""Rebuilding state from events: the proof that the store says what the program remembers.
+
+Everything is recomputed from the bodies of the events: versions, hash chains, states. What differs from the rows is
+named by its event. Conflicts, refusals and replies lie beside the entities' chains and take no part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Final, Literal, Protocol
+
+import attrs
+import orjson
+
+from meshforge_trio.agent import AgentAdapter, Event
+from meshforge_trio.envelope import canonical
+from meshforge_trio.store.port import Head, Output, state_of_heads
+from meshforge_trio.subjects import Scope
+
+__all__ = ["Difference", "EntityState", "ReplayReport", "StoredRows", "replay_scope", "state_at", "state_hash"]
+
+_PAGE: Final = 500
+
+
+class StoredRows(Protocol):
+    """What of a `ScopeStore` a replay reads. One snapshot must answer all of it, or a running engine shows as a
+    difference."""
+
+    @property
+    def scope(self) -> Scope: ...
+
+    async def outputs_after(self, n: int, limit: int) -> Sequence[Output]: ...
+
+    async def history(self, entity_id: str, after: int, limit: int) -> Sequence[Output]: ...
+
+    async def heads(self, after: str, limit: int) -> Sequence[Head]: ...
+
+
+@attrs.frozen
+class Difference:
+    """Where the rows and the replay part, at the first event that shows it.
+
+    `kind` says what was compared: `version` (gap or fork), `identity` (the row and its body name different events),
+    `chain`, `apply` (the agent cannot apply the event), `snapshot`, `head`, or `headless` (events without a head).
+    """
+
+    kind: Literal["version", "identity", "chain", "apply", "snapshot", "head", "headless"]
+    scope: str
+    entity_id: str
+    version: int
+    event_id: str | None
+    expected: str
+    got: str
+
+    def __str__(self) -> str:
+        event = f", event {self.event_id}" if self.event_id is not None else ""
+        return (
+            f"{self.scope}: entity {self.entity_id!r} version {self.version}{event}: {self.kind} differs, "
+            f"expected {self.expected}, got {self.got}"
+        )
+
+
+@attrs.frozen
+class ReplayReport:
+    """What a replay found. `state_hash` covers the replayed states of all entities, whatever differs."""
+
+    scope: str
+    entities: int
+    events: int
+    snapshots: int
+    state_hash: str
+    differences: int
+    first_difference: Difference | None
+
+
+@attrs.frozen
+class EntityState:
+    """An entity as its events up to `version` leave it. `chain` is empty before the first."""
+
+    version: int
+    chain: bytes
+    state: Any
+
+
+class _Parted(Exception):
+    def __init__(self, difference: Difference) -> None:
+        super().__init__(str(difference))
+        self.difference = difference
+
+
+async def replay_scope(
+    rows: StoredRows, adapter: AgentAdapter[Any], progress: Callable[[int], None] = lambda events: None
+) -> ReplayReport:
+    """Rebuild every entity of a scope from its events and compare with heads and snapshots.
+
+    `progress` is called with the number of events replayed since its last call. An entity's replay ends at its first
+    difference; the others go on.
+    """
+    found: list[Difference] = []
+    states: list[tuple[str, int, bytes, bytes]] = []
+    events = snapshots = 0
+    async for head in _heads(rows):
+        replay = _Replay(str(rows.scope), adapter, head)
+        try:
+            async for page in _history(rows, head.entity_id):
+                for output in page:
+                    replay.take(output)
+                progress(len(page))
+            replay.finish()
+        except _Parted as parted:
+            found.append(parted.difference)
+        events += replay.version
+        snapshots += replay.snapshots
+        states.append((head.entity_id, replay.version, replay.chain, replay.dumped()))
+    found += await _headless(rows, {entity_id for entity_id, *_ in states})
+    return ReplayReport(
+        scope=str(rows.scope),
+        entities=len(states),
+        events=events,
+        snapshots=snapshots,
+        state_hash=state_of_heads(states),
+        differences=len(found),
+        first_difference=found[0] if found else None,
+    )
+
+
+async def state_at(
+    rows: StoredRows, adapter: AgentAdapter[Any], entity_id: str, version: int | None = None
+) -> EntityState:
+    """The entity after its event of `version` (default: its last); that of an unknown entity is version 0.
+
+    Where the entity has fewer events, the state after the last of them; compare versions to tell.
+
+    Raises:
+        Poison: the agent cannot apply an event.
+    """
+    state, reached, chain = adapter.initial(), 0, b""
+    async for page in _history(rows, entity_id):
+        for output in page:
+            if version is not None and reached >= version:
+                return EntityState(reached, chain, state)
+            state = _applied(adapter, state, output.body)
+            reached, chain = reached + 1, hashlib.sha256(chain + output.body).digest()
+    return EntityState(reached, chain, state)
+
+
+async def state_hash(rows: StoredRows, adapter: AgentAdapter[Any]) -> tuple[str, int]:
+    """`state_hash` of a scope and its number of entities, from heads, snapshots and the events after them."""
+    states: list[tuple[str, int, bytes, bytes]] = []
+    async for head in _heads(rows):
+        state, version = adapter.initial(), 0
+        if head.state is not None and head.state_schema == adapter.schema:
+            state, version = adapter.load(orjson.loads(head.state)), head.state_version
+        async for page in _history(rows, head.entity_id, version):
+            for output in page:
+                state = _applied(adapter, state, output.body)
+        states.append((head.entity_id, head.version, head.chain, canonical(adapter.dump(state))))
+    return state_of_heads(states), len(states)
+
+
+@attrs.define(eq=False)
+class _Replay:
+    """One entity, forward from nothing."""
+
+    scope: str
+    adapter: AgentAdapter[Any]
+    head: Head
+    version: int = 0
+    chain: bytes = b""
+    snapshots: int = 0
+    last_id: str | None = None
+    state: Any = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.state = self.adapter.initial()
+
+    def take(self, output: Output) -> None:
+        """The next event. Raises `_Parted` at the first difference."""
+        version = self.version + 1
+        if output.version != version:
+            raise self._parted("version", output, str(version), str(output.version))
+        chain = hashlib.sha256(self.chain + output.body).digest()
+        if output.chain != chain:
+            raise self._parted("chain", output, chain.hex(), (output.chain or b"").hex() or "nothing")
+        body = orjson.loads(output.body)
+        told = {"id": body["id"], "name": body["name"], "entity_id": body["entity_id"]}
+        stored = {"id": output.event_id, "name": output.name, "entity_id": self.head.entity_id}
+        if told != stored:
+            raise self._parted("identity", output, str(told), str(stored))
+        try:
+            self.state = self.adapter.apply(self.state, Event(body["name"], body["payload"]))
+        except Exception as error:
+            raise self._parted("apply", output, "a state", f"{type(error).__name__}: {error}") from error
+        self.version, self.chain, self.last_id = version, chain, output.event_id
+        if self.head.state is not None and self.head.state_version == version:
+            self._compare_snapshot(output, self.head.state)
+
+    def finish(self) -> None:
+        """After the last event. Raises `_Parted` when the head says otherwise."""
+        replayed = f"version {self.version}, chain {self.chain.hex()}"
+        recorded = f"version {self.head.version}, chain {self.head.chain.hex()}"
+        if replayed != recorded:
+            raise _Parted(self._difference("head", max(self.version, 1), self.last_id, replayed, recorded))
+
+    def dumped(self) -> bytes:
+        """The state as canonical JSON."""
+        return canonical(self.adapter.dump(self.state))
+
+    def _compare_snapshot(self, output: Output, recorded: bytes) -> None:
+        if self.head.state_schema != self.adapter.schema:
+            return  # of another shape of state; the engine ignores it too
+        self.snapshots += 1
+        replayed = self.dumped()
+        if replayed != recorded:
+            raise self._parted(
+                "snapshot", output, hashlib.sha256(replayed).hexdigest(), hashlib.sha256(recorded).hexdigest()
+            )
+
+    def _parted(
+        self, kind: Literal["version", "identity", "chain", "apply", "snapshot"], at: Output, expected: str, got: str
+    ) -> _Parted:
+        return _Parted(self._difference(kind, at.version or self.version + 1, at.event_id, expected, got))
+
+    def _difference(
+        self,
+        kind: Literal["version", "identity", "chain", "apply", "snapshot", "head"],
+        version: int,
+        event_id: str | None,
+        expected: str,
+        got: str,
+    ) -> Difference:
+        return Difference(kind, self.scope, self.head.entity_id, version, event_id, expected, got)
+
+
+def _applied(adapter: AgentAdapter[Any], state: Any, body: bytes) -> Any:
+    event = orjson.loads(body)
+    return adapter.apply(state, Event(event["name"], event["payload"]))
+
+
+async def _heads(rows: StoredRows) -> AsyncIterator[Head]:
+    after = ""
+    while page := await rows.heads(after, _PAGE):
+        for head in page:
+            yield head
+        after = page[-1].entity_id
+
+
+async def _history(rows: StoredRows, entity_id: str, after: int = 0) -> AsyncIterator[Sequence[Output]]:
+    while page := await rows.history(entity_id, after, _PAGE):
+        yield page
+        after = page[-1].version or 0
+
+
+async def _headless(rows: StoredRows, known: set[str]) -> list[Difference]:
+    """The first event of each entity that has events and no head."""
+    found: dict[str, Difference] = {}
+    n = 0
+    while page := await rows.outputs_after(n, _PAGE):
+        for output in page:
+            entity = output.entity_id
+            if output.kind == "event" and output.version is not None and entity is not None and entity not in known:
+                missing = Difference(
+                    "headless", str(rows.scope), entity, output.version, output.event_id, "a head", "none"
+                )
+                found.setdefault(entity, missing)
+        n = page[-1].n
+    return list(found.values())
