@@ -82,6 +82,7 @@ async def run_case(
             for _ in range(_WORKERS_MAX):
                 worker = await world.spawn()
                 with trio.move_on_after(timeout_s) as waited:
+                    await world.serving(worker)
                     await observer.drained_or(worker.ended)
                 if waited.cancelled_caught:
                     raise WorldError(f"not drained within {timeout_s:g} s\n{await _state(observer)}\n{_logs(world)}")
@@ -101,6 +102,7 @@ async def run_case(
                 limit=limit,
                 calls=world.calls(),
                 received=tuple(observer.received),
+                kills=len(world.fired()),
             )
             return CaseResult(plan, world.fired(), corpse, judge(evidence), evidence, _logs(world))
 

@@ -121,7 +121,8 @@ class Evidence:
     """Everything a checker may look at.
 
     `final` is false for a corpse: before recovery has run. `received` are bodies by Msg-Id that core subscribers saw,
-    in order of arrival. `calls` counts the calls of a handler by key, written by the workload's agents.
+    in order of arrival. `calls` counts the calls of a handler by key, written by the workload's agents; `kills` is how
+    many workers were killed.
     """
 
     rows: Rows
@@ -132,6 +133,7 @@ class Evidence:
     sent: Sequence[Sent]
     final: bool
     limit: int = 0
+    kills: int = 0
     calls: Mapping[str, int] = attrs.field(factory=dict)
     received: Sequence[tuple[str, bytes]] = ()
     state_hashes: Mapping[str, tuple[str, str]] = attrs.field(factory=dict)

@@ -23,6 +23,7 @@ import attrs
 import trio
 
 from chaos.plan import Plan
+from meshforge_trio.launch import load_app
 from meshforge_trio.server import PrivateServer
 
 __all__ = ["ProcessWorld", "Worker", "WorldError", "Zygote", "open_zygote"]
@@ -87,6 +88,7 @@ class ProcessWorld:
         self.store = self.home / "store" / "meshforge.db"
         self.record = self.home / "fired"
         self.workers: list[Worker] = []
+        self._scopes = len(load_app(app).scopes(workspaces))
         self._order: dict[str, Any] = {
             "app": app,
             "url": server.url,
@@ -123,6 +125,14 @@ class ProcessWorld:
         self.workers.append(worker)
         await self._zygote.spawn(worker, {**self._order, "number": number, "log": str(worker.log)})
         return worker
+
+    async def serving(self, worker: Worker) -> None:
+        """Return when every engine of `worker` has recovered and pulls, or when it has ended."""
+        while not worker.ended.is_set():
+            served = {line.split("scope=")[1] for line in self.tail(worker, 10_000).splitlines() if " serving " in line}
+            if len(served) >= self._scopes:
+                return
+            await trio.sleep(0.01)
 
     async def drain(self, worker: Worker, timeout_s: float = 15.0) -> int:
         """SIGTERM; returns the exit code.

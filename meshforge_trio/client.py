@@ -13,11 +13,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, TypedDict, Unpack
 
 import attrs
 import trio
-import trio_asyncio
 
 from meshforge_trio.answers import (
     Answers,
@@ -31,7 +30,7 @@ from meshforge_trio.answers import (
     Waiter,
     raise_if_failed,
 )
-from meshforge_trio.broker.bridge import ConnectOptions, connect, open_loop
+from meshforge_trio.broker.bridge import ConnectOptions, connect
 from meshforge_trio.broker.port import Message, PubAck
 from meshforge_trio.envelope import (
     CommandEnvelope,
@@ -55,11 +54,12 @@ from meshforge_trio.subjects import (
     event_subject,
     violation_subject,
 )
-from meshforge_trio.uplink import Uplink, Wire, backoff
+from meshforge_trio.uplink import Uplink, Wire, backoff, running_loop
 
 __all__ = [
     "CommandDead",
     "CommandFailed",
+    "CommandFields",
     "CommandRefused",
     "Conflict",
     "MeshClient",
@@ -93,39 +93,30 @@ async def open_client(
     options = ConnectOptions(urls=(server,), name="meshforge-client") if isinstance(server, str) else server
     check_token(tenant, "tenant")
     check_token(workspace, "workspace")
-    raised: BaseException | None = None
-    try:
-        async with _loop_of_the_bridge(), trio.open_nursery() as nursery:
-            try:
-                uplink = Uplink(options)
-                nursery.start_soon(uplink.keep, await connect(options))
-                yield MeshClient(uplink, tenant, workspace, principal)
-            except BaseException as error:
-                raised = error
-                raise
-            finally:
-                nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        if not _wraps_only(group, raised):
-            raise
-    # Outside of the handler, so that it gets no context it did not have.
+    raised: Exception | None = None
+    async with running_loop(), trio.open_nursery() as nursery:
+        try:
+            uplink = Uplink(options)
+            nursery.start_soon(uplink.keep, await connect(options))
+            yield MeshClient(uplink, tenant, workspace, principal)
+        except Exception as error:
+            # Raised below, where no nursery of ours can wrap it. A cancellation is no `Exception` and passes.
+            raised = error
+        finally:
+            nursery.cancel_scope.cancel()
     if raised is not None:
         raise raised
 
 
-@asynccontextmanager
-async def _loop_of_the_bridge() -> AsyncIterator[None]:
-    if trio_asyncio.current_loop.get() is not None:  # type: ignore[attr-defined]
-        yield
-        return
-    async with open_loop():
-        yield
+class CommandFields(TypedDict, total=False):
+    """What a command may have beside agent, action and payload."""
 
-
-def _wraps_only(group: BaseException, raised: BaseException | None) -> bool:
-    while group is not raised and isinstance(group, BaseExceptionGroup) and len(group.exceptions) == 1:
-        group = group.exceptions[0]
-    return group is raised
+    id: str
+    idempotency_key: str
+    entity_id: str | None
+    expected_version: int | None
+    trace_id: str | None
+    correlation_id: str | None
 
 
 class MeshClient:
@@ -144,33 +135,19 @@ class MeshClient:
         return len(self._answers)
 
     def command(
-        self,
-        agent: str,
-        action: str,
-        payload: JsonObject | None = None,
-        *,
-        entity_id: str | None = None,
-        expected_version: int | None = None,
-        idempotency_key: str | None = None,
-        id: str | None = None,  # noqa: A002 - the name of the field
-        trace_id: str | None = None,
-        correlation_id: str | None = None,
+        self, agent: str, action: str, payload: JsonObject | None = None, **fields: Unpack[CommandFields]
     ) -> CommandEnvelope:
         """A command from this principal; id and key are new UUIDs of version 7 unless given."""
+        chosen: CommandFields = {"id": uuid7(), "idempotency_key": uuid7(), **fields}
         return CommandEnvelope(
-            id=id if id is not None else uuid7(),
             tenant=self._tenant,
             workspace=self._workspace,
             agent=agent,
             action=action,
-            idempotency_key=idempotency_key if idempotency_key is not None else uuid7(),
-            entity_id=entity_id,
-            expected_version=expected_version,
             payload={} if payload is None else payload,
             security_context=self._principal,
-            trace_id=trace_id,
-            span_id=None if trace_id is None else secrets.token_hex(8),
-            correlation_id=correlation_id,
+            span_id=secrets.token_hex(8) if fields.get("trace_id") is not None else None,
+            **chosen,
         )
 
     # -- send --------------------------------------------------------------------------------------------------
@@ -181,13 +158,8 @@ class MeshClient:
         action: str,
         payload: JsonObject | None = None,
         *,
-        entity_id: str | None = None,
-        expected_version: int | None = None,
-        idempotency_key: str | None = None,
-        id: str | None = None,  # noqa: A002 - the name of the field
-        trace_id: str | None = None,
-        correlation_id: str | None = None,
         timeout_s: float = 10.0,
+        **fields: Unpack[CommandFields],
     ) -> Sent:
         """Have the command stream store a command. Returns when it has; what the agent says to it is not awaited.
 
@@ -196,17 +168,7 @@ class MeshClient:
             OutcomeUnknown: no PubAck within `timeout_s`, over however many connections.
             Misconfigured: there is no command stream.
         """
-        command = self.command(
-            agent,
-            action,
-            payload,
-            entity_id=entity_id,
-            expected_version=expected_version,
-            idempotency_key=idempotency_key,
-            id=id,
-            trace_id=trace_id,
-            correlation_id=correlation_id,
-        )
+        command = self.command(agent, action, payload, **fields)
         (sent,) = await self.send_many([command], timeout_s=timeout_s)
         return sent
 
@@ -224,7 +186,8 @@ class MeshClient:
         done: list[Sent] = []
         with trio.move_on_after(timeout_s):
             for window in _windows(commands):
-                for command, ack in zip(commands[len(done) :], await self._store(window), strict=False):
+                acks = await self._store(window)
+                for command, ack in zip(commands[len(done) : len(done) + len(acks)], acks, strict=True):
                     done.append(Sent(command.id, command.idempotency_key, ack.seq, ack.duplicate))
         if len(done) == len(commands):
             return done
@@ -279,15 +242,10 @@ class MeshClient:
         action: str,
         payload: JsonObject | None = None,
         *,
-        entity_id: str | None = None,
-        expected_version: int | None = None,
-        idempotency_key: str | None = None,
-        id: str | None = None,  # noqa: A002 - the name of the field
-        trace_id: str | None = None,
-        correlation_id: str | None = None,
         timeout_s: float = 30.0,
         resend_s: float = 2.0,
         raise_for_refusal: bool = False,
+        **fields: Unpack[CommandFields],
     ) -> EventEnvelope:
         """Send a command or query and return the first event that answers it.
 
@@ -299,17 +257,7 @@ class MeshClient:
             OutcomeUnknown: no answer within `timeout_s`.
             Conflict, CommandRefused, CommandDead, SecurityViolation: with `raise_for_refusal`.
         """
-        command = self.command(
-            agent,
-            action,
-            payload,
-            entity_id=entity_id,
-            expected_version=expected_version,
-            idempotency_key=idempotency_key,
-            id=id,
-            trace_id=trace_id,
-            correlation_id=correlation_id,
-        )
+        command = self.command(agent, action, payload, **fields)
         message = _message(command)
         with self._answers.expect(command) as waiter:
             with trio.move_on_after(timeout_s):
@@ -394,6 +342,7 @@ class MeshClient:
             feed.close()
 
     async def _last_event_seq(self, timeout_s: float) -> int:
+        waits = backoff()
         with trio.move_on_after(timeout_s):
             while True:
                 wire = await self._uplink.wire()
@@ -401,7 +350,7 @@ class MeshClient:
                     return (await wire.broker.stream_facts(EVENTS)).last_seq
                 except SessionLost as lost:
                     self._uplink.last_failure = str(lost)
-                await trio.sleep(next(backoff()))
+                await trio.sleep(next(waits))
         raise SessionLost(f"{EVENTS} did not answer within {timeout_s:g} s: {self._uplink.last_failure}")
 
 

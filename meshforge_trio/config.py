@@ -112,6 +112,7 @@ class Settings:
 
     `workspaces` are `tenant/workspace` pairs; every agent of the app serves each of them.
     `lease_ttl_s` is how long a holder that does not move keeps its scopes; a dead one loses them at once.
+    `principal` is who the commands of the command line come from (the login name unless set).
     """
 
     url: str = attrs.field(default="nats://127.0.0.1:4222", repr=False)
@@ -124,6 +125,7 @@ class Settings:
     credentials_file: Path | None = None
     tls_ca_file: Path | None = None
     inbox_prefix: str = "_INBOX"
+    principal: str | None = None
     lease_ttl_s: float = attrs.field(default=5.0, validator=_between(0.1, 600))
     drain_s: float = attrs.field(default=10.0, validator=_between(0.0, 3600))
     log_level: LogLevel = "info"

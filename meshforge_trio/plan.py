@@ -68,12 +68,13 @@ def assemble(verdicts: Sequence[Verdict], commit: Commit, next_n: int, entities:
             assert verdict.attempt is not None
             commit.attempts.append(verdict.attempt)
             continue
+        # A duplicate, too: it may have come to be run alone before its first sending was decided.
+        if waiting.attempt(incoming.key) is not None:
+            commit.ended.append(incoming.key)
         if outcome == "duplicate":
             echo = verdict.echo.outputs if isinstance(verdict.echo, Verdict) else verdict.echo
             plan.echoes.extend(as_message(output) for output in echo if output.kind in ("event", "record"))
             continue
-        if waiting.attempt(incoming.key) is not None:
-            commit.ended.append(incoming.key)
         if outcome == "answered":
             plan.answers.extend(as_message(output) for output in verdict.outputs)
             continue

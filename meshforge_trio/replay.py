@@ -184,7 +184,7 @@ class _Replay:
         if output.chain != chain:
             raise self._parted("chain", output, chain.hex(), (output.chain or b"").hex() or "nothing")
         body = orjson.loads(output.body)
-        told = {"id": body["id"], "name": body["name"], "entity_id": body["entity_id"]}
+        told = {"id": body["id"], "name": body["name"], "entity_id": body.get("entity_id")}
         stored = {"id": output.event_id, "name": output.name, "entity_id": self.head.entity_id}
         if told != stored:
             raise self._parted("identity", output, str(told), str(stored))

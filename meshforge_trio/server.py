@@ -179,8 +179,10 @@ class PrivateServer:
         self._end_process()
 
     def pause(self) -> None:
-        """SIGSTOP: connections stay open, nothing answers."""
+        """SIGSTOP: connections stay open, nothing answers. Returns when every thread has stopped."""
         os.kill(self.pid, signal.SIGSTOP)
+        while self.running and not _stopped(self.pid):
+            time.sleep(_POLL_S / 10)
 
     def resume(self) -> None:
         """SIGCONT."""
@@ -268,6 +270,15 @@ class PrivateServer:
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.wait()
+
+
+def _stopped(pid: int) -> bool:
+    """Whether every thread of a process is stopped; where the system does not tell, assume it."""
+    try:
+        states = [task.read_text().rpartition(")")[2].split()[0] for task in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except FileNotFoundError:
+        return False  # a thread ended meanwhile
+    return all(state in "TtZX" for state in states)
 
 
 def _accepts(port: int) -> bool:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Final, NoReturn
 
 import attrs
 import structlog
 import trio
+import trio_asyncio
 
-from meshforge_trio.broker.bridge import Connection, ConnectOptions, Receiver, connect
+from meshforge_trio.broker.bridge import Connection, ConnectOptions, Receiver, connect, open_loop
 from meshforge_trio.broker.jetstream import JetStreamBroker, JetStreamEventBus
 from meshforge_trio.broker.port import ServerFacts
 from meshforge_trio.errors import Misconfigured, SessionLost
 
-__all__ = ["Uplink", "Wire", "backoff"]
+__all__ = ["Uplink", "Wire", "backoff", "running_loop"]
 
 _BACKOFF_FIRST_S: Final = 0.05
 _BACKOFF_MAX_S: Final = 2.0
@@ -30,6 +32,16 @@ def backoff() -> Iterator[float]:
     while True:
         yield wait
         wait = min(wait * 2, _BACKOFF_MAX_S)
+
+
+@asynccontextmanager
+async def running_loop() -> AsyncIterator[None]:
+    """The loop the bridge needs: the one that is running, else one that runs for the block."""
+    if trio_asyncio.current_loop.get() is not None:  # type: ignore[attr-defined]
+        yield
+        return
+    async with open_loop():
+        yield
 
 
 @attrs.define(eq=False)

@@ -6,14 +6,16 @@ ends with it, and the supervisor dials a new one.
 Contract, held by `tests/conformance/test_broker.py` on every adapter:
 
 B1  A delivery that is not settled comes again: at once after `reset`, else when `ack_wait` has passed.
-B2  After `reset` un-settled deliveries come in stream order, before newer ones, with `consumer_seq` from 1.
+B2  After `reset` un-settled deliveries come in stream order, before newer ones, with `consumer_seq` from 1. Some that
+    were ACKed may come too: where the ACK was written just before, and, on a stream that keeps its messages, above
+    the lowest un-ACKed one.
 B3  `consumer_seq` rises by one with each delivery to anybody, so a gap means somebody else pulls.
 B4  `publish` returns one `PubAck` per message, in order. Stored twice within the window under one Msg-Id is stored once
     (`duplicate`). A refusal by the stream is a `PubAck` with `error`, not an exception.
 B5  `publish` raises `SessionLost` when the connection ends or an answer is missing at the deadline; the outcome of
     unanswered messages is then unknown.
 B6  `echo` reaches core subscribers and is not stored.
-B7  `settle` takes effect in order with what was written before it on the same session; it confirms nothing.
+B7  `settle` takes effect in the order of the calls, in the broker's own time; it confirms nothing.
 B8  `read_back` returns every stored message of the filter from a sequence on, in order.
 B9  When the connection ends every waiting call raises `SessionLost`, and so does every later one.
 """
@@ -152,6 +154,8 @@ class Consumer(Protocol):
     async def take(self, limit: int) -> Sequence[Delivery]:
         """Wait for at least one delivery; return up to `limit` of what has arrived, in order of arrival.
 
+        Empty when what `pull` asked for has expired, or nothing was asked for: check the lease, `pull`, `take` again.
+
         Raises:
             SessionLost: the connection ended, heartbeats stopped, or a gap in `consumer_seq` shows another puller.
         """
@@ -183,7 +187,12 @@ class Broker(Protocol):
         """Create or check the durable consumer, reset it, and receive its deliveries."""
 
     async def publish(self, messages: Sequence[Message], timeout_s: float) -> Sequence[PubAck]:
-        """Publish in order and await every PubAck."""
+        """Publish in order and await every PubAck.
+
+        Raises:
+            Poison: a message is too large or would break the protocol; nothing of the batch was sent.
+            SessionLost: the outcome of unanswered messages is unknown.
+        """
 
     def echo(self, messages: Sequence[Message]) -> None:
         """Send to core subscribers without storing. Never waits."""

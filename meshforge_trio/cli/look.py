@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ from meshforge_trio.store.port import Output
 __all__ = ["events", "state"]
 
 _PAGE: Final = 500
+_PIPE_WIDTH: Final = 100_000
 
 
 @click.command(short_help="List events of the store.")
@@ -57,7 +59,8 @@ def events(agent: str | None, entity: str | None, after: int, every: bool, **giv
 
 
 async def _list(rows: ScopeFile, entity: str | None, after: int, every: bool, as_json: bool) -> None:
-    console = Console(highlight=False)
+    # A pipe has no width: nothing is folded for it.
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=_PIPE_WIDTH)
     async for page in _pages(rows, entity, after):
         shown = [output for output in page if every or output.kind == "event"]
         if as_json:
@@ -135,7 +138,6 @@ def state(agent: str, entity: str, app: str, version: int | None, **given: Any) 
     if common.as_json:
         print_json(document)
     else:
-        console = Console(highlight=False)
-        console.print(f"{scope} [bold]{entity}[/bold] version {found.version}, chain {found.chain.hex()}")
-        console.print_json(orjson.dumps(document["state"]).decode())
+        click.echo(f"{scope} {entity} version {found.version}, chain {found.chain.hex()}")
+        Console().print_json(orjson.dumps(document["state"]).decode())
     return ExitCode.OK

@@ -45,7 +45,8 @@ def replay(app: str, scope: str | None, **given: Any) -> int:
     with read_store(common.settings.store) as store:
         chosen = [store.rows(each) for each in _chosen(store, scope, common)]
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True, disable=common.as_json) as bar:
+        console = Console(stderr=True)
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
             for rows in chosen:
                 task = bar.add_task(str(rows.scope), total=rows.event_count())
                 adapter = adapter_of(loaded, rows.scope.agent)

@@ -36,9 +36,7 @@ def nats(port: int, store_dir: Path | None, sync_always: bool, **given: Any) -> 
     # SIGTERM then unwinds like Ctrl-C, so the server is stopped wherever the signal falls.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with PrivateServer(
-            store_dir=store_dir, port=port, sync_interval="always" if sync_always else None
-        ) as server:
+        with PrivateServer(store_dir=store_dir, port=port, sync_interval="always" if sync_always else None) as server:
             if common.as_json:
                 print_json({"url": server.url, "port": server.port, "pid": server.pid, "store": str(server.store_dir)})
             else:

@@ -241,15 +241,20 @@ def _check_versions(connection: apsw.Connection, number: int, commit: Commit) ->
 
 def outputs_after(connection: apsw.Connection, number: int, n: int, limit: int) -> list[Output]:
     """See `ScopeStore.outputs_after`."""
-    return _outputs_between(connection, number, max(n, 0) + 1, _N_MAX, limit)
+    first = max(n, 0) + 1
+    return _outputs_between(connection, number, first, min(last_n(connection, number), first + limit - 1))
 
 
-def _outputs_between(
-    connection: apsw.Connection, number: int, first_n: int, last: int, limit: int = -1
-) -> list[Output]:
+def _outputs_between(connection: apsw.Connection, number: int, first: int, last: int) -> list[Output]:
+    """Outputs numbered `first` to `last`, which must all be there: SQLite takes some damage for emptiness."""
+    if last < first:
+        return []
     base = number << SCOPE_SHIFT
-    sql = f"SELECT {_OUTPUT} FROM outputs WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?"
-    return _outputs(base, connection.execute(sql, (base + first_n, base + last, limit)))
+    sql = f"SELECT {_OUTPUT} FROM outputs WHERE id BETWEEN ? AND ? ORDER BY id"
+    found = _outputs(base, connection.execute(sql, (base + first, base + last)))
+    if [output.n for output in found] != list(range(first, last + 1)):
+        raise apsw.CorruptError(f"of outputs {first} to {last} of scope {number} only {len(found)} are left")
+    return found
 
 
 def history(connection: apsw.Connection, number: int, entity_id: str, after: int, limit: int) -> list[Output]:

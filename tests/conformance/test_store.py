@@ -1,148 +1,28 @@
-"""What every store must do: S1 to S7 of `store/port.py`, through the port alone.
+"""What every store must do: S1, S3, S4 and S5 of `store/port.py`, through the port alone.
 
-A `World` is one database with its outside: the processes that open it, the clock of their terms, and its disk.
+S2, S6 and S7 are in `test_store_lease.py`; `stores.py` says what is tested.
 """
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from functools import partial
 from pathlib import Path
-from typing import Protocol
 
-import apsw
 import attrs
 import hypothesis.strategies as st
 import pytest
 import trio
 from hypothesis import given, settings
 
-from meshforge_trio.errors import Fenced, Stale, StoreBroken, StoreFull
+from conformance.stores import HASH, OTHER, SCOPE, WORLDS, Serving, World, everything, output_of, serve
+from meshforge_trio.errors import Stale
 from meshforge_trio.points import Point, no_probe
-from meshforge_trio.store.lease import boottime_ns
-from meshforge_trio.store.port import (
-    Attempt,
-    Commit,
-    DeadLetter,
-    EventStore,
-    Head,
-    KeyRecord,
-    Lease,
-    Mark,
-    Output,
-    Reading,
-    ScopeStore,
-    Snapshot,
-)
+from meshforge_trio.store.port import Attempt, Commit, DeadLetter, Head, KeyRecord, Mark, Reading, Snapshot
 from meshforge_trio.store.sqlite import SQLiteEventStore, inline
 from meshforge_trio.subjects import Scope
-
-SCOPE = Scope("acme", "main", "orders")
-OTHER = Scope("acme", "main", "billing")
-TTL_S = 600.0
-HASH = b"h" * 32
-
-
-class World(Protocol):
-    """One database, who opens it, and what befalls it."""
-
-    async def open(self, holder: str | None = None) -> EventStore:
-        """Open it as one more process would."""
-
-    def pass_time(self, seconds: float) -> None:
-        """Move the clock of every store opened here."""
-
-    def fill_disk(self) -> None:
-        """From now on there is no space."""
-
-    def free_disk(self) -> None:
-        """There is space again."""
-
-    def fail_disk(self) -> None:
-        """From now on every write fails."""
-
-    def source(self) -> str:
-        """Python source of an expression that opens the same database from another process."""
-
-    async def close(self) -> None:
-        """Close every store that was opened here."""
-
-
-class _Disk(apsw.VFS):
-    """A disk that fills up and breaks on demand."""
-
-    def __init__(self) -> None:
-        self.fault: apsw.Error | None = None
-        self.name = f"disk-{id(self)}"
-        super().__init__(self.name, base="")
-
-    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> _File:  # noqa: N802
-        return _File(self, name, flags)
-
-
-class _File(apsw.VFSFile):
-    def __init__(self, disk: _Disk, name: str | apsw.URIFilename | None, flags: list[int]) -> None:
-        self._disk = disk
-        super().__init__("", name, flags)
-
-    def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802
-        if self._disk.fault is not None:
-            raise self._disk.fault
-        super().xWrite(data, offset)
-
-    def excepthook(self, *_: object) -> bool:
-        """Keep quiet: the store sees SQLite's result code."""
-        return True
-
-
-class SQLiteWorld:
-    """A file, and connections of this process as stand-ins for other processes."""
-
-    def __init__(self, directory: Path) -> None:
-        self._path = directory / "store.db"
-        self._skipped_ns = 0
-        self._disk = _Disk()
-        self._opened: list[SQLiteEventStore] = []
-
-    async def open(self, holder: str | None = None) -> SQLiteEventStore:
-        store = await SQLiteEventStore.open(
-            self._path,
-            ttl_s=TTL_S,
-            synchronous="OFF",
-            holder=holder,
-            clock=lambda: boottime_ns() + self._skipped_ns,
-            vfs=self._disk.name,
-        )
-        self._opened.append(store)
-        return store
-
-    def pass_time(self, seconds: float) -> None:
-        self._skipped_ns += round(seconds * 1e9)
-
-    def fill_disk(self) -> None:
-        self._disk.fault = apsw.FullError("no space left")
-
-    def free_disk(self) -> None:
-        self._disk.fault = None
-
-    def fail_disk(self) -> None:
-        self._disk.fault = apsw.IOError("the disk is gone")
-
-    def source(self) -> str:
-        return f"SQLiteEventStore.open({os.fspath(self._path)!r}, ttl_s={TTL_S}, offload=inline)"
-
-    async def close(self) -> None:
-        self.free_disk()
-        for store in self._opened:
-            await store.close()
-
-
-WORLDS: dict[str, Callable[[Path], World]] = {"sqlite": SQLiteWorld}
 
 
 @pytest.fixture(params=WORLDS)
@@ -150,56 +30,6 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     made = WORLDS[request.param](tmp_path)
     yield made
     await made.close()
-
-
-@attrs.define
-class Serving:
-    """A scope under a lease, and the numbers its next decision needs."""
-
-    rows: ScopeStore
-    lease: Lease
-    n: int = 0
-    versions: dict[str, int] = attrs.field(factory=dict)
-
-    def decision(self, key: str, entity: str | None = None, names: tuple[str, ...] = ("created",)) -> Commit:
-        """What a turn of one command commits: its events, its key and its entity's head."""
-        commit = Commit(self.lease.epoch)
-        version = self.versions.get(entity, 0) if entity is not None else 0
-        for i, name in enumerate(names, 1):
-            output = output_of(self.n + i, key, name=name)
-            if entity is not None:
-                version += 1
-                output = attrs.evolve(output, entity_id=entity, version=version, chain=b"c%d" % version)
-            commit.outputs.append(output)
-        commit.keys.append(KeyRecord(key, HASH, "decided", self.n + 1, self.n + len(names)))
-        if entity is not None:
-            commit.heads.append(Head(entity, version, b"c%d" % version))
-        return commit
-
-    async def commit(self, commit: Commit) -> None:
-        """Commit, and count on from there."""
-        await self.rows.commit(commit, no_probe)
-        self.n += len(commit.outputs)
-        self.versions |= {head.entity_id: head.version for head in commit.heads}
-
-
-def output_of(n: int, key: str, kind: str = "event", name: str = "created") -> Output:
-    subject = f"evt.acme.main.orders.{name}"
-    return Output(n, kind, key, f"{key}_{name}", name, subject, f"msg-{key}-{n}", b'{"n":%d}' % n)  # type: ignore[arg-type]
-
-
-async def serve(store: EventStore, scope: Scope = SCOPE, server_id: str = "NATS1") -> Serving:
-    rows = store.scope(scope)
-    lease = await rows.take_lease(server_id)
-    assert lease is not None
-    return Serving(rows, lease, lease.next_n - 1)
-
-
-async def everything(rows: ScopeStore, keys: tuple[str, ...] = (), entities: tuple[str, ...] = ()) -> object:
-    """All a scope holds that the port shows."""
-    reading = await rows.read([(key, HASH) for key in keys], entities)
-    outputs = [attrs.astuple(output) for output in await rows.outputs_after(0, 1000)]
-    return reading, outputs, await rows.marks(), await rows.attempts(), await rows.heads("", 1000)
 
 
 # -- S1: all of a commit or nothing ------------------------------------------------------------------------------
@@ -324,47 +154,6 @@ async def test_a_commit_survives_the_process_from_its_return_on_and_not_before(
     await run_until_killed(world, probe)
     reading = await (await world.open()).scope(SCOPE).read([("k1", HASH)], [])
     assert ("k1" in reading.keys) is kept
-
-
-# -- S2: only the newest epoch writes ----------------------------------------------------------------------------
-
-
-async def test_a_commit_of_an_older_or_unknown_epoch_is_fenced(world: World) -> None:
-    store = await world.open()
-    first = await serve(store)
-    second = await serve(store)
-    assert second.lease.epoch == first.lease.epoch + 1
-    for epoch in (first.lease.epoch, second.lease.epoch + 1, 0):
-        commit = attrs.evolve(first.decision("k1", "e1"), epoch=epoch)
-        with pytest.raises(Fenced):
-            await first.rows.commit(commit, no_probe)
-    assert await second.rows.outputs_after(0, 10) == []
-    await second.commit(second.decision("k1", "e1"))
-
-
-async def test_a_scope_without_lease_takes_no_commit(world: World) -> None:
-    rows = (await world.open()).scope(SCOPE)
-    for epoch in (0, 1):
-        with pytest.raises(Fenced):
-            await rows.commit(Commit(epoch), no_probe)
-
-
-async def test_a_zombie_is_fenced_by_whoever_took_over(world: World) -> None:
-    zombie_store, successor_store = await world.open(), await world.open()
-    zombie = await serve(zombie_store)
-    world.pass_time(TTL_S)
-    successor = await serve(successor_store)
-    with pytest.raises(Fenced):
-        await zombie.rows.commit(zombie.decision("k1"), no_probe)
-    await successor.commit(successor.decision("k1"))
-    assert [output.key for output in await zombie.rows.outputs_after(0, 10)] == ["k1"]
-
-
-async def test_after_a_clean_end_the_epoch_writes_no_more(world: World) -> None:
-    serving = await serve(await world.open())
-    await serving.rows.commit(Commit(serving.lease.epoch, clean=True), no_probe)
-    with pytest.raises(Fenced):
-        await serving.rows.commit(serving.decision("k1"), no_probe)
 
 
 # -- S3: what exists or is not next is stale ---------------------------------------------------------------------
@@ -587,167 +376,3 @@ async def test_marks_attempts_and_leases_belong_to_one_scope(world: World) -> No
     assert (await first.rows.attempts(), await first.rows.marks()) == ([attempt], [mark])
     assert (await second.rows.attempts(), await second.rows.marks()) == ([], [])
     await first.commit(first.decision("k2"))
-
-
-# -- S6: one holder, rising epochs -------------------------------------------------------------------------------
-
-
-async def test_the_first_term_is_clean_and_each_lease_tells_of_the_one_before(world: World) -> None:
-    store = await world.open()
-    first = await serve(store, server_id="NATS1")
-    assert first.lease == Lease(epoch=1, clean=True, server_id="", next_n=1)
-    await first.commit(first.decision("k1", "e1", ("a", "b", "c")))
-    second = await serve(store, server_id="NATS2")
-    assert second.lease == Lease(epoch=2, clean=False, server_id="NATS1", next_n=4)
-    await second.rows.commit(Commit(2, clean=True), no_probe)
-    third = await serve(await world.open(), server_id="NATS3")
-    assert third.lease == Lease(epoch=3, clean=True, server_id="NATS2", next_n=4)
-    assert (await serve(store, OTHER)).lease == Lease(epoch=1, clean=True, server_id="", next_n=1)
-
-
-async def test_two_processes_racing_for_a_lease_get_one(world: World) -> None:
-    stores = [await world.open() for _ in range(4)]
-    won: list[Lease] = []
-
-    async def race(store: EventStore) -> None:
-        lease = await store.scope(SCOPE).take_lease("NATS1")
-        if lease is not None:
-            won.append(lease)
-
-    async with trio.open_nursery() as nursery:
-        for store in stores:
-            nursery.start_soon(race, store)
-    assert [lease.epoch for lease in won] == [1]
-
-
-async def test_a_living_holder_keeps_its_scope_until_its_term_ends(world: World) -> None:
-    holder, standby = await world.open(), await world.open()
-    await serve(holder)
-    world.pass_time(TTL_S * 0.75)
-    assert await standby.scope(SCOPE).take_lease("NATS1") is None
-    await holder.keep_alive()
-    world.pass_time(TTL_S * 0.75)
-    assert await standby.scope(SCOPE).take_lease("NATS1") is None
-    assert holder.lease_valid()
-    world.pass_time(TTL_S * 0.5)
-    assert not holder.lease_valid()
-    assert (await serve(standby)).lease.epoch == 2
-
-
-async def test_the_holder_distrusts_its_term_before_others_may_take_it(world: World) -> None:
-    holder, standby = await world.open(), await world.open()
-    await serve(holder)
-    world.pass_time(TTL_S * 0.95)
-    assert not holder.lease_valid()
-    assert await standby.scope(SCOPE).take_lease("NATS1") is None
-
-
-async def test_a_closed_store_leaves_its_scopes_at_once(world: World) -> None:
-    holder, standby = await world.open(), await world.open()
-    await serve(holder)
-    await holder.close()
-    await holder.close()
-    assert not holder.lease_valid()
-    assert (await serve(standby)).lease == Lease(2, False, "NATS1", 1)
-
-
-async def test_a_killed_process_is_succeeded_at_once(world: World) -> None:
-    standby = await world.open()
-    source = f"""
-import sys, trio
-from meshforge_trio.store.sqlite import SQLiteEventStore, inline
-from meshforge_trio.subjects import Scope
-
-async def main():
-    store = await {world.source()}
-    assert await store.scope(Scope("acme", "main", "orders")).take_lease("NATS1") is not None
-    print("serving", flush=True)
-    sys.stdin.read()
-
-trio.run(main)
-"""
-    async with trio.open_nursery() as nursery:
-        start = partial(trio.run_process, [sys.executable, "-c", source], stdout=subprocess.PIPE, check=False)
-        holder = await nursery.start(partial(start, stdin=subprocess.PIPE))
-        assert (await holder.stdout.receive_some()).startswith(b"serving")
-        assert await standby.scope(SCOPE).take_lease("NATS2") is None
-        holder.kill()
-        await holder.wait()
-        assert (await serve(standby)).lease == Lease(2, False, "NATS1", 1)
-        await holder.stdout.aclose()
-        await holder.stdin.aclose()
-
-
-async def test_a_term_that_ran_out_unnoticed_is_renewed(world: World) -> None:
-    store = await world.open()
-    serving = await serve(store)
-    world.pass_time(TTL_S * 3)
-    assert not store.lease_valid()
-    await store.keep_alive()
-    assert store.lease_valid()
-    await serving.commit(serving.decision("k1"))
-
-
-async def test_a_process_that_lost_a_scope_is_told_and_stays_invalid_until_it_asks_again(world: World) -> None:
-    loser, winner = await world.open(), await world.open()
-    lost, kept = await serve(loser, SCOPE), await serve(loser, OTHER)
-    world.pass_time(TTL_S * 2)
-    taken = await serve(winner, SCOPE)
-    for _ in range(2):
-        with pytest.raises(Fenced, match=str(SCOPE)):
-            await loser.keep_alive()
-    assert await loser.scope(OTHER).take_lease("NATS1") is not None
-    assert not loser.lease_valid(), "the engine of the lost scope still believes"
-    await winner.keep_alive()
-    assert await lost.rows.take_lease("NATS1") is None
-    await loser.keep_alive()
-    assert loser.lease_valid()
-    with pytest.raises(Fenced):
-        await kept.rows.commit(kept.decision("k1"), no_probe)
-    await taken.commit(taken.decision("k1"))
-
-
-async def test_a_clean_end_leaves_the_scope_to_a_standby_and_the_rest_of_the_term_in_force(world: World) -> None:
-    store, standby = await world.open(), await world.open()
-    ended, kept = await serve(store, SCOPE), await serve(store, OTHER)
-    await ended.rows.commit(Commit(ended.lease.epoch, clean=True), no_probe)
-    assert (await serve(standby, SCOPE)).lease.epoch == 2
-    assert await standby.scope(OTHER).take_lease("NATS1") is None
-    await store.keep_alive()
-    assert store.lease_valid()
-    await kept.commit(kept.decision("k1"))
-
-
-# -- S7: no space, no disk ---------------------------------------------------------------------------------------
-
-
-async def test_a_full_disk_writes_nothing_and_work_goes_on_when_space_returns(world: World) -> None:
-    store = await world.open()
-    serving = await serve(store)
-    await serving.commit(serving.decision("k1", "e1"))
-    before = await everything(serving.rows, ("k1", "k2"), ("e1",))
-    world.fill_disk()
-    for _ in range(2):
-        with pytest.raises(StoreFull):
-            await serving.rows.commit(serving.decision("k2", "e1"), no_probe)
-        with pytest.raises(StoreFull):
-            await store.keep_alive()
-    assert await everything(serving.rows, ("k1", "k2"), ("e1",)) == before
-    world.free_disk()
-    await store.keep_alive()
-    await serving.commit(serving.decision("k2", "e1"))
-    assert [o.n for o in await serving.rows.outputs_after(0, 10)] == [1, 2]
-
-
-async def test_a_failed_disk_ends_the_store_for_good(world: World) -> None:
-    store = await world.open()
-    serving = await serve(store)
-    world.fail_disk()
-    with pytest.raises(StoreBroken):
-        await serving.rows.commit(serving.decision("k1"), no_probe)
-    world.free_disk()
-    with pytest.raises(StoreBroken):
-        await serving.rows.commit(serving.decision("k1"), no_probe)
-    with pytest.raises(StoreBroken):
-        await store.keep_alive()
-    assert not store.lease_valid()

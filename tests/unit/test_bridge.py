@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -13,6 +13,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client
+from nats.aio.transport import TcpTransport
 
 from meshforge_trio.broker.api import differences, headers_of, stream_config
 from meshforge_trio.broker.bridge import Connection, ConnectOptions, connect, hpub, pub, status_of
@@ -278,6 +279,18 @@ async def test_what_was_written_before_closing_arrives(aio_loop: object, nats_se
     with trio.fail_after(DEADLINE_S):
         await all_heard.wait()
     await two.aclose()
+
+
+async def test_closing_drops_what_a_hanging_server_does_not_read(aio_loop: object, nats_server: PrivateServer) -> None:
+    connection = await connect(ConnectOptions(urls=(nats_server.url,)))
+    nats_server.pause()
+    connection.write(pub("a", "", b"x" * 30_000_000))
+    transport = cast(TcpTransport, connection._client._transport)._io_writer
+    assert transport is not None
+    assert transport.transport.get_write_buffer_size() > 0
+    with trio.fail_after(DEADLINE_S):
+        await connection.aclose()
+    assert transport.transport.get_write_buffer_size() == 0
 
 
 async def test_an_unsubscribed_receiver_hears_nothing_more(aio_loop: object, nats_server: PrivateServer) -> None:

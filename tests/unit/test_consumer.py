@@ -7,6 +7,8 @@ from typing import cast
 
 import attrs
 import pytest
+import trio
+import trio.testing
 
 from meshforge_trio.broker.bridge import Connection
 from meshforge_trio.broker.consumer import JetStreamConsumer
@@ -21,6 +23,8 @@ class RecordingConnection:
     frames: list[bytes] = attrs.field(factory=list)
     lost: str | None = None
     receive: Callable[[bytes, bytes, bytes | None, bytes], None] | None = None
+    round_trip_delivers: list[int] = attrs.field(factory=list)
+    wake: Callable[[], None] = lambda: None
 
     def new_inbox(self) -> str:
         return "inbox"
@@ -30,6 +34,7 @@ class RecordingConnection:
         return 1
 
     def on_lost(self, wake: Callable[[], None]) -> Callable[[], None]:
+        self.wake = wake
         return lambda: None
 
     def check(self) -> None:
@@ -39,8 +44,14 @@ class RecordingConnection:
     def write(self, frames: bytes) -> None:
         self.frames.append(frames)
 
+    async def round_trip(self, timeout_s: float) -> None:
+        for status in self.round_trip_delivers:
+            self.status(f"{status}")
+        self.round_trip_delivers = []
+
     def lose(self, reason: str) -> None:
         self.lost = reason
+        self.wake()
 
     def deliver(self, consumer_seq: int) -> None:
         assert self.receive is not None
@@ -136,3 +147,28 @@ async def test_everything_received_and_unsettled_is_extended() -> None:
     assert connection.frames[-1] == (
         b"PUB $JS.ACK.S.C.1.103.3.0.0  4\r\n+WPI\r\nPUB $JS.ACK.S.C.1.104.4.0.0  4\r\n+WPI\r\n"
     )
+
+
+async def test_loss_wakes_who_waits(autojump_clock: trio.testing.MockClock) -> None:
+    consumer, connection = recorded_consumer()
+    consumer.pull()
+
+    async def lose() -> None:
+        await trio.sleep(0.1)
+        connection.lose("gone")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lose)
+        with pytest.raises(SessionLost, match="gone"):
+            await consumer.take(1)
+    assert trio.current_time() < 1  # not only when the next heartbeat is due
+
+
+async def test_missed_heartbeats_are_judged_after_a_round_trip(autojump_clock: trio.testing.MockClock) -> None:
+    consumer, connection = recorded_consumer()
+    consumer.pull()
+    connection.round_trip_delivers = [100]
+    with pytest.raises(SessionLost, match="no heartbeat"):
+        await consumer.take(1)
+    # The first round trip brought a heartbeat, the second nothing: two silences of two heartbeats each.
+    assert trio.current_time() == pytest.approx(2 * 2 * 2.5, abs=0.5)

@@ -109,6 +109,8 @@ def test_a_port_that_stays_taken_is_reported() -> None:
 def test_a_paused_server_is_stopped_all_the_same() -> None:
     with PrivateServer() as server:
         server.pause()
+        server._terminate()
+        assert "Server Exiting" in server.log_tail()
     assert not server.running
 
 
