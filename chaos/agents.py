@@ -1,7 +1,8 @@
 """Agents to be killed: between them they take every path of the protocol.
 
 `counter` keeps a sum: decisions that depend on state, refusals, one that is not repeatable, one that always raises,
-one that kills its process, one that sends a command. `audit` listens to it and takes its commands. `patient` awaits in its handler.
+one that kills its process, one that sends a command. `audit` listens to it and takes its commands. `patient` awaits
+in its handler.
 """
 
 from __future__ import annotations

@@ -105,7 +105,10 @@ class MarkRow:
 
 @attrs.frozen
 class Rows:
-    """The store. `heads` maps (scope, entity) to (version, chain); `attempts` (scope, key) to the count."""
+    """The store. `heads` maps (scope, entity) to (version, chain); `attempts` (scope, key) to the count.
+
+    `state_hashes` are those recorded when a term ended cleanly.
+    """
 
     outputs: Sequence[OutputRow] = ()
     keys: Sequence[KeyRow] = ()
@@ -114,6 +117,7 @@ class Rows:
     marks: Sequence[MarkRow] = ()
     attempts: Mapping[tuple[Scope, str], int] = attrs.field(factory=dict)
     dead: Sequence[tuple[Scope, str, bytes]] = ()
+    state_hashes: Mapping[Scope, str] = attrs.field(factory=dict)
 
 
 @attrs.frozen
@@ -192,6 +196,7 @@ def _rows(connection: apsw.Connection) -> Rows:
         ],
         {(scopes[s], key): count for s, key, count in query("SELECT scope, key, attempts FROM attempts")},
         [(scopes[s], key, body) for s, key, body in query("SELECT scope, key, body FROM dead_letters")],
+        {scopes[s]: value for s, value in query("SELECT scope, state_hash FROM state_hashes")},
     )
 
 

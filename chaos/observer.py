@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -25,14 +25,18 @@ _POLL_S = 0.02
 class Observer:
     """Made by `open_observer`. `received` are (Msg-Id, body) of every event a core subscriber was sent."""
 
-    def __init__(self, broker: JetStreamBroker, connection: Connection) -> None:
+    def __init__(self, broker: JetStreamBroker, connection: Connection, hear: Callable[[str], None] | None) -> None:
         self.broker = broker
+        self._tell = hear
         self.received: list[tuple[str, bytes]] = []
         self._api = JetStreamApi(connection)
         connection.subscribe("evt.>", self._hear)
 
     def _hear(self, subject: bytes, reply: bytes, headers: bytes | None, body: bytes) -> None:
-        self.received.append((headers_of(headers).get("Nats-Msg-Id", ""), body))
+        msg_id = headers_of(headers).get("Nats-Msg-Id", "")
+        self.received.append((msg_id, body))
+        if self._tell is not None:
+            self._tell(msg_id)
 
     async def send(self, sent: Sequence[Sent]) -> None:
         """Put the workload into the command stream, in order."""
@@ -55,6 +59,14 @@ class Observer:
                 left.append(f"{waiting} events for {name}")
         return left
 
+    async def in_hand(self) -> int:
+        """How many messages consumers have been given and not settled."""
+        total = 0
+        for stream in (COMMANDS, EVENTS):
+            for name in (await self._api.request(f"CONSUMER.NAMES.{stream}")).get("consumers") or []:
+                total += (await self._api.request(f"CONSUMER.INFO.{stream}.{name}"))["num_ack_pending"]
+        return total
+
     async def drained(self) -> None:
         """Return when nothing is pending, twice in a row: a decision may just be sending the next command."""
         calm = 0
@@ -75,14 +87,17 @@ class Observer:
 
 
 @asynccontextmanager
-async def open_observer(url: str) -> AsyncIterator[Observer]:
-    """Declare the streams and start listening. The bridge's loop must be open."""
+async def open_observer(url: str, hear: Callable[[str], None] | None = None) -> AsyncIterator[Observer]:
+    """Declare the streams and start listening. The bridge's loop must be open.
+
+    `hear` is called with the Msg-Id of every event a core subscriber is sent.
+    """
     async with open_broker(url) as broker:
         for spec in stream_specs(EngineSettings()):
             await broker.declare(spec)
         connection = await connect(ConnectOptions(urls=(url,)))
         try:
-            observer = Observer(broker, connection)
+            observer = Observer(broker, connection, hear)
             await connection.round_trip(5.0)
             yield observer
         finally:

@@ -101,6 +101,7 @@ class EngineSettings:
     publish_timeout_s: float = attrs.field(default=5.0, validator=_between(0.01, 600))
     publish_burst: int = attrs.field(default=0, validator=_between(0, 65_536))
     cache_entities: int = attrs.field(default=10_000, validator=_between(0, 10_000_000))
+    state_hash_entities_max: int = attrs.field(default=20_000, validator=_between(0, 10_000_000))
     idle_mark_s: float = attrs.field(default=0.25, validator=_between(0.0, 3600))
     standby_poll_s: float = attrs.field(default=0.1, validator=_between(0.001, 60))
     retry: RetryPolicy = attrs.field(factory=RetryPolicy, validator=_retry)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Final
 
 import structlog
@@ -54,10 +55,9 @@ class SeenIds:
             self._seqs.popitem(last=False)
         return new
 
-    @property
-    def newest(self) -> tuple[str, int] | None:
-        """The last one added, with its sequence."""
-        return next(reversed(self._seqs.items()), None)
+    def recent(self, count: int) -> list[tuple[str, int]]:
+        """The last `count` that were added, with their sequences, in that order."""
+        return list(islice(reversed(self._seqs.items()), count))[::-1]
 
     @property
     def oldest_seq(self) -> int:
@@ -152,13 +152,12 @@ class EventFeed:
         if self._in_place:
             return
         await wire.connection.round_trip(_ROUND_TRIP_S)
-        newest = self._seen.newest
         self._next_seq = self.last_seq + 1
-        if newest is not None:
-            msg_id, seq = newest
-            held = await wire.broker.read_back(EVENTS, self._subject, seq, 1)
-            if not held or (held[0].msg_id, held[0].seq) != (msg_id, seq):
-                # It has gone back in time, or the event has expired: read again what is remembered, and drop it.
+        recent = self._seen.recent(_PAGE)
+        if recent:
+            held = await wire.broker.read_back(EVENTS, self._subject, recent[0][1], len(recent))
+            if [(stored.msg_id, stored.seq) for stored in held] != recent:
+                # It has gone back in time, or the events have expired: read again what is remembered, and drop it.
                 self._next_seq = self._seen.oldest_seq
         self._in_place = True
 

@@ -7,7 +7,7 @@ named by its event. Conflicts, refusals and replies lie beside the entities' cha
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, Protocol
 
 import attrs
@@ -100,19 +100,17 @@ async def replay_scope(
     found: list[Difference] = []
     states: list[tuple[str, int, bytes, bytes]] = []
     events = snapshots = 0
-    async for head in _heads(rows):
-        replay = _Replay(str(rows.scope), adapter, head)
-        try:
-            async for page in _history(rows, head.entity_id):
-                for output in page:
-                    replay.take(output)
-                progress(len(page))
-            replay.finish()
-        except _Parted as parted:
-            found.append(parted.difference)
-        events += replay.version
-        snapshots += replay.snapshots
-        states.append((head.entity_id, replay.version, replay.chain, replay.dumped()))
+    last = ""
+    while heads := await rows.heads(last, _PAGE):
+        for head in heads:
+            replay = _Replay(str(rows.scope), adapter, head)
+            difference = await _replay_entity(rows, replay, progress)
+            if difference is not None:
+                found.append(difference)
+            events += replay.version
+            snapshots += replay.snapshots
+            states.append((head.entity_id, replay.version, replay.chain, replay.dumped()))
+        last = heads[-1].entity_id
     found += await _headless(rows, {entity_id for entity_id, *_ in states})
     return ReplayReport(
         scope=str(rows.scope),
@@ -135,28 +133,46 @@ async def state_at(
     Raises:
         Poison: the agent cannot apply an event.
     """
-    state, reached, chain = adapter.initial(), 0, b""
-    async for page in _history(rows, entity_id):
+    state, reached, chain, last = adapter.initial(), 0, b"", 0
+    while page := await rows.history(entity_id, last, _PAGE):
         for output in page:
             if version is not None and reached >= version:
                 return EntityState(reached, chain, state)
             state = _applied(adapter, state, output.body)
             reached, chain = reached + 1, hashlib.sha256(chain + output.body).digest()
+        last = page[-1].version or 0
     return EntityState(reached, chain, state)
 
 
 async def state_hash(rows: StoredRows, adapter: AgentAdapter[Any]) -> tuple[str, int]:
     """`state_hash` of a scope and its number of entities, from heads, snapshots and the events after them."""
     states: list[tuple[str, int, bytes, bytes]] = []
-    async for head in _heads(rows):
-        state, version = adapter.initial(), 0
-        if head.state is not None and head.state_schema == adapter.schema:
-            state, version = adapter.load(orjson.loads(head.state)), head.state_version
-        async for page in _history(rows, head.entity_id, version):
-            for output in page:
-                state = _applied(adapter, state, output.body)
-        states.append((head.entity_id, head.version, head.chain, canonical(adapter.dump(state))))
+    last = ""
+    while heads := await rows.heads(last, _PAGE):
+        for head in heads:
+            state, version = adapter.initial(), 0
+            if head.state is not None and head.state_schema == adapter.schema:
+                state, version = adapter.load(orjson.loads(head.state)), head.state_version
+            # A head at its snapshot's version has no events after it, which spares most heads a look.
+            while version < head.version and (page := await rows.history(head.entity_id, version, _PAGE)):
+                for output in page:
+                    state = _applied(adapter, state, output.body)
+                version = page[-1].version or head.version
+            states.append((head.entity_id, head.version, head.chain, canonical(adapter.dump(state))))
+        last = heads[-1].entity_id
     return state_of_heads(states), len(states)
+
+
+async def _replay_entity(rows: StoredRows, replay: _Replay, progress: Callable[[int], None]) -> Difference | None:
+    try:
+        while page := await rows.history(replay.head.entity_id, replay.version, _PAGE):
+            for output in page:
+                replay.take(output)
+            progress(len(page))
+        replay.finish()
+    except _Parted as parted:
+        return parted.difference
+    return None
 
 
 @attrs.define(eq=False)
@@ -236,20 +252,6 @@ class _Replay:
 def _applied(adapter: AgentAdapter[Any], state: Any, body: bytes) -> Any:
     event = orjson.loads(body)
     return adapter.apply(state, Event(event["name"], event["payload"]))
-
-
-async def _heads(rows: StoredRows) -> AsyncIterator[Head]:
-    after = ""
-    while page := await rows.heads(after, _PAGE):
-        for head in page:
-            yield head
-        after = page[-1].entity_id
-
-
-async def _history(rows: StoredRows, entity_id: str, after: int = 0) -> AsyncIterator[Sequence[Output]]:
-    while page := await rows.history(entity_id, after, _PAGE):
-        yield page
-        after = page[-1].version or 0
 
 
 async def _headless(rows: StoredRows, known: set[str]) -> list[Difference]:

@@ -16,6 +16,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
+from types import FrameType
 from typing import Any, Final, NoReturn
 
 import attrs
@@ -259,15 +260,24 @@ def exit_code(error: BaseException) -> int:
 async def stop_on_signals(
     stop: Callable[[], None], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """SIGTERM or SIGINT calls `stop`; a second SIGINT ends the process at once."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    """SIGTERM or SIGINT calls `stop`; a second SIGINT ends the process at once, even while a handler blocks it."""
+    token = trio.lowlevel.current_trio_token()
+    interrupts = 0
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        nonlocal interrupts
+        interrupts += number == signal.SIGINT
+        if interrupts > 1:
+            os._exit(ExitCode.INTERRUPTED)
+        token.run_sync_soon(stop, idempotent=True)
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
         task_status.started()
-        interrupts = 0
-        async for received in signals:
-            interrupts += received == signal.SIGINT
-            if interrupts > 1:
-                os._exit(ExitCode.INTERRUPTED)
-            stop()
+        await trio.sleep_forever()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 async def watch_for_stuck_handlers(limit_s: float) -> None:

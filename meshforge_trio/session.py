@@ -20,12 +20,13 @@ from meshforge_trio.clock import Clock
 from meshforge_trio.config import EngineSettings
 from meshforge_trio.decide import Decider
 from meshforge_trio.drafts import Drafter, as_message
-from meshforge_trio.entities import Cache, Entities
+from meshforge_trio.entities import Cache, Entities, restore
+from meshforge_trio.envelope import canonical
 from meshforge_trio.errors import Fenced, SessionLost, Stale, Transient
 from meshforge_trio.intake import Incoming
 from meshforge_trio.plan import Plan
 from meshforge_trio.points import Point, Probe
-from meshforge_trio.store.port import Attempt, Commit, EventStore, Head, Lease, Mark, Output, ScopeStore
+from meshforge_trio.store.port import Attempt, Commit, EventStore, Head, Lease, Mark, Output, ScopeStore, state_of_heads
 from meshforge_trio.subjects import EVENTS, FAILED
 from meshforge_trio.waiting import Waiting
 
@@ -233,13 +234,36 @@ class Session:
             self.unwritten_mark = True
 
     async def write_mark(self, *, clean: bool = False) -> None:
-        """Write the newest mark by itself; with `clean`, end the term as well."""
+        """Write the newest mark by itself; with `clean`, end the term and record the hash of all states as well."""
         if not self.unwritten_mark and not clean:
             return
         self.probe(Point.BEFORE_MARK)
-        await self.rows.commit(Commit(self.lease.epoch, mark=self.mark, clean=clean), self.probe)
+        state_hash = await self._state_hash() if clean else None
+        commit = Commit(self.lease.epoch, mark=self.mark, state_hash=state_hash, clean=clean)
+        await self.rows.commit(commit, self.probe)
         self.unwritten_mark = False
         self.probe(Point.AFTER_MARK)
+
+    async def _state_hash(self) -> tuple[int, str] | None:
+        """The hash of every entity's state, as this process has it in memory where it has it.
+
+        `None` when there are too many to be read within a drain; `meshforge hash` rebuilds it then.
+        """
+        states: list[tuple[str, int, bytes, bytes]] = []
+        last = ""
+        while heads := await self.rows.heads(last, _HISTORY_PAGE):
+            unknown = [head.entity_id for head in heads if self.cache.get(head.entity_id) is None]
+            read = (await self.rows.read([], unknown)).heads if unknown else {}
+            for head in heads:
+                entity = self.cache.get(head.entity_id)
+                if entity is None:
+                    entity = restore(self.adapter, await self._usable(read[head.entity_id]))
+                state = canonical(self.adapter.dump(entity.state))
+                states.append((head.entity_id, entity.version, entity.chain, state))
+            last = heads[-1].entity_id
+            if len(states) > self.settings.state_hash_entities_max:
+                return None
+        return self.next_n - 1, state_of_heads(states)
 
     # -- settle ------------------------------------------------------------------------------------------------
 

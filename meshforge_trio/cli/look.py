@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import click
@@ -61,7 +61,8 @@ def events(agent: str | None, entity: str | None, after: int, every: bool, **giv
 async def _list(rows: ScopeFile, entity: str | None, after: int, every: bool, as_json: bool) -> None:
     # A pipe has no width: nothing is folded for it.
     console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=_PIPE_WIDTH)
-    async for page in _pages(rows, entity, after):
+    while page := await _page(rows, entity, after):
+        after = page[-1].n if entity is None else page[-1].version or 0
         shown = [output for output in page if every or output.kind == "event"]
         if as_json:
             for output in shown:
@@ -70,16 +71,10 @@ async def _list(rows: ScopeFile, entity: str | None, after: int, every: bool, as
             console.print(_table(f"{rows.scope}", shown))
 
 
-async def _pages(rows: ScopeFile, entity: str | None, after: int) -> AsyncIterator[Sequence[Output]]:
-    while True:
-        if entity is None:
-            page = await rows.outputs_after(after, _PAGE)
-        else:
-            page = await rows.history(entity, after, _PAGE)
-        if not page:
-            return
-        yield page
-        after = page[-1].n if entity is None else page[-1].version or 0
+async def _page(rows: ScopeFile, entity: str | None, after: int) -> Sequence[Output]:
+    if entity is None:
+        return await rows.outputs_after(after, _PAGE)
+    return await rows.history(entity, after, _PAGE)
 
 
 def _as_document(output: Output) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import click
+import structlog
 
 from meshforge_trio.cli.options import Common, common_options, store_option, url_option, workspaces_option
 from meshforge_trio.launch import load_app, run_app
@@ -33,6 +34,8 @@ def run(app: str, workers: int, worker: int | None, parent_fd: int | None, **giv
     common = Common.take(given)
     if parent_fd is not None:
         end_with_parent(parent_fd)
+    if worker is not None:
+        structlog.contextvars.bind_contextvars(worker=worker)
     if workers == 1 or worker is not None:
         return run_app(app, common.settings, worker=worker or 0, workers=workers)
     # What no worker could ever serve is found before the first is started.

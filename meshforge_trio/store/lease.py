@@ -58,7 +58,7 @@ class HolderLock:
                 raise Misconfigured(f"a process is already running as holder {holder!r}: choose another name")
             if _is_linked(fd, self.path):
                 break
-            os.close(fd)  # a successor took it for a dead one's and removed it in between
+            os.close(fd)  # the last holder of this name removed it in between
         self._fd = fd
         _held_locks.add(self)
 
@@ -129,10 +129,9 @@ class Term:
 
     def __init__(self, directory: Path, holder: str, ttl_s: float, clock: Clock) -> None:
         """`ttl_s` is the length of the term in seconds, counted from each renewal."""
-        directory.mkdir(mode=0o700, exist_ok=True)
         self.holder = holder
         self._directory = directory
-        self._lock = HolderLock(directory, holder)
+        self._lock: HolderLock | None = None
         self._boot_id = boot_id()
         self._ttl_ns = round(ttl_s * 1e9)
         self._margin_ns = round(ttl_s * 1e9 * _MARGIN)
@@ -149,7 +148,16 @@ class Term:
         self._expires_ns = expires_ns
 
     def begin(self, connection: apsw.Connection) -> int:
-        """Write the holder row and remove those that dead processes left. Returns the end of the term."""
+        """Lock the holder's file, write its row, remove what dead processes left. Returns the end of the term.
+
+        Files are locked and probed inside write transactions only, so no probe can meet a file before its lock.
+
+        Raises:
+            Misconfigured: a process is running under this name.
+            OSError: no space or no right to make the file.
+        """
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        self._lock = HolderLock(self._directory, self.holder)
         for path in self._directory.glob("*.lock"):
             if path != self._lock.path and _bury(path):
                 connection.execute("DELETE FROM holders WHERE holder = ?", (path.stem,))
@@ -210,10 +218,11 @@ class Term:
     def end(self, *, remove: bool) -> None:
         """Drop the file lock, and with `remove` its file; nothing is valid any more."""
         self._expires_ns = 0
-        if remove:
-            self._lock.release()
-        else:
-            self._lock.drop()
+        if self._lock is not None:
+            if remove:
+                self._lock.release()
+            else:
+                self._lock.drop()
 
     def _write(self, connection: apsw.Connection) -> int:
         expires_ns = self._clock() + self._ttl_ns

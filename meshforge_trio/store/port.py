@@ -187,7 +187,8 @@ class Reading:
 class Commit:
     """One transaction of a turn. `heads` carry version and chain only; `ended` are attempt rows to delete.
 
-    `mismatches` are refusals under (key, payload hash, first_n, last_n); `clean` ends the term (shutdown).
+    `mismatches` are refusals under (key, payload hash, first_n, last_n); `clean` ends the term (shutdown);
+    `state_hash` is (n, hash): `state_of_heads` of all entities as outputs up to `n` leave them.
     """
 
     epoch: int
@@ -200,6 +201,7 @@ class Commit:
     ended: list[str] = attrs.field(factory=list)
     dead: list[DeadLetter] = attrs.field(factory=list)
     mark: Mark | None = None
+    state_hash: tuple[int, str] | None = None
     clean: bool = False
 
 

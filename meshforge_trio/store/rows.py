@@ -197,6 +197,8 @@ def _write_seldom(connection: apsw.Connection, number: int, commit: Commit) -> N
         )
     if commit.mark is not None:
         _write_mark(connection, number, commit.mark)
+    if commit.state_hash is not None:
+        connection.execute("INSERT OR REPLACE INTO state_hashes VALUES (?, ?, ?)", (number, *commit.state_hash))
 
 
 def _write_mark(connection: apsw.Connection, number: int, mark: Mark) -> None:

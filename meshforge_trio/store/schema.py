@@ -118,6 +118,10 @@ CREATE TABLE marks(
     id INTEGER PRIMARY KEY, n INTEGER NOT NULL, event_seq INTEGER NOT NULL, event_id TEXT NOT NULL,
     failed_seq INTEGER NOT NULL, failed_id TEXT NOT NULL, at REAL NOT NULL
 ) STRICT;
+-- state_hash of all entities after output n, recorded when a term ended cleanly.
+CREATE TABLE state_hashes(
+    scope INTEGER PRIMARY KEY, n INTEGER NOT NULL, state_hash TEXT NOT NULL
+) STRICT;
 -- For people with a SQL shell.
 CREATE VIEW events AS
     SELECT s.tenant, s.workspace, s.agent, o.entity_id, o.version, o.name, o.event_id,
@@ -214,11 +218,11 @@ def _patience() -> Callable[[int], bool]:
 
 
 def _refuse_foreign(connection: apsw.Connection, path: Path) -> None:
-    application = connection.pragma("application_id")
-    if application == _APPLICATION_ID:
-        return
-    (objects,) = next(connection.execute("SELECT count(*) FROM sqlite_schema"))
-    if application or objects:
+    # In one transaction, or a process that is creating the file right now would come in between.
+    with transaction(connection, "DEFERRED"):
+        application = connection.pragma("application_id")
+        ((objects,),) = connection.execute("SELECT count(*) FROM sqlite_schema")
+    if application != _APPLICATION_ID and (application or objects):
         raise Misconfigured(f"{path} is another program's database: give the store a path of its own")
 
 

@@ -301,6 +301,19 @@ async def test_a_call_survives_the_death_of_the_server(server: PrivateServer, me
         assert await event_names(server.url) == ["created"]
 
 
+async def test_a_call_survives_a_cut_connection(server: PrivateServer, runtime: Runtime) -> None:
+    thief = PubAckThief(server.port, lambda: None)
+    with trio.fail_after(DEADLINE_S):
+        async with trio.open_nursery() as nursery:
+            url: str = await nursery.start(thief.run)
+            async with dial(url) as mesh:
+                answer = await mesh.call("order", "create", entity_id="o", resend_s=DEADLINE_S, timeout_s=DEADLINE_S)
+            nursery.cancel_scope.cancel()
+        assert thief.stolen
+        assert answer.name == "created"
+        assert await event_names(server.url) == ["created"]
+
+
 async def test_a_call_without_an_answer_is_sent_again(server: PrivateServer, mesh: MeshClient, tmp_path: Path) -> None:
     asking = Asking(mesh, resend_s=0.05)
 

@@ -1,4 +1,4 @@
-"""The consumer's bookkeeping, without a server."""
+"""The bookkeeping of the consumer and of requests, without a server."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 
+from meshforge_trio.broker.api import JetStreamApi
 from meshforge_trio.broker.bridge import Connection
 from meshforge_trio.broker.consumer import JetStreamConsumer
 from meshforge_trio.broker.port import ConsumerSpec, Settlement
@@ -162,6 +163,30 @@ async def test_loss_wakes_who_waits(autojump_clock: trio.testing.MockClock) -> N
         with pytest.raises(SessionLost, match="gone"):
             await consumer.take(1)
     assert trio.current_time() < 1  # not only when the next heartbeat is due
+
+
+async def test_loss_wakes_who_waits_for_an_answer(autojump_clock: trio.testing.MockClock) -> None:
+    connection = RecordingConnection()
+    api = JetStreamApi(cast(Connection, cast(object, connection)))
+
+    async def lose() -> None:
+        await trio.sleep(0.1)
+        connection.lose("gone")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lose)
+        with pytest.raises(SessionLost, match="gone"):
+            await api.request("INFO")
+    assert trio.current_time() < 1
+
+
+async def test_a_request_nobody_answers(autojump_clock: trio.testing.MockClock) -> None:
+    connection = RecordingConnection()
+    api = JetStreamApi(cast(Connection, cast(object, connection)))
+    with pytest.raises(SessionLost, match="not answered within 5 s"):
+        await api.request("INFO")
+    assert connection.receive is not None
+    connection.receive(b"inbox.1", b"", None, b"{}")  # too late for anybody
 
 
 async def test_missed_heartbeats_are_judged_after_a_round_trip(autojump_clock: trio.testing.MockClock) -> None:

@@ -101,7 +101,7 @@ def test_a_server_that_does_not_start_shows_its_last_words(tmp_path: Path) -> No
 
 def test_a_port_that_stays_taken_is_reported() -> None:
     with PrivateServer() as first:
-        second = PrivateServer(port=first.port, start_timeout_s=0.5)
+        second = PrivateServer(port=first.port, start_timeout_s=4)
         with pytest.raises(Misconfigured, match="address already in use"), second:
             pass
 

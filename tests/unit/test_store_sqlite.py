@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TypeVar, TypeVarTuple
 
 import apsw
 import attrs
@@ -23,6 +25,8 @@ from meshforge_trio.store.sqlite import SQLiteEventStore, inline
 from meshforge_trio.subjects import Scope
 
 SCOPE = Scope("acme", "main", "orders")
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 def decisions(epoch: int, first: int, count: int, body: bytes = b"{}") -> Commit:
@@ -164,6 +168,39 @@ def test_the_clock_of_terms_counts_suspension_and_boots_have_names() -> None:
 def test_a_system_without_boot_ids_has_an_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "_BOOT_ID", tmp_path / "missing")
     assert lease.boot_id() == ""
+
+
+async def test_processes_that_start_together_do_not_take_each_other_for_dead(tmp_path: Path) -> None:
+    opened: list[SQLiteEventStore] = []
+
+    async def open_one() -> None:
+        opened.append(await SQLiteEventStore.open(tmp_path / "store.db", synchronous="OFF"))
+
+    for _ in range(20):
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(open_one)
+        while opened:
+            opened.pop().abandon()
+
+
+async def test_a_cancelled_offload_is_awaited_to_its_end(tmp_path: Path) -> None:
+    async def offload(fn: Callable[[*Ts], T], *args: *Ts) -> T:
+        await trio.lowlevel.checkpoint()
+        result = fn(*args)
+        await trio.lowlevel.checkpoint()
+        return result
+
+    store = await SQLiteEventStore.open(tmp_path / "store.db", offload=offload)
+    scope = store.scope(SCOPE)
+    await scope.take_lease("NATS1")
+    returned = False
+    with trio.CancelScope() as cancelling:
+        await scope.commit(decisions(1, 1, 1), lambda _: cancelling.cancel())
+        returned = True
+    assert returned, "what was committed must be known"
+    assert len(await scope.outputs_after(0, 10)) == 1
+    await store.close()
 
 
 # -- the disk ----------------------------------------------------------------------------------------------------

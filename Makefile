@@ -1,0 +1,43 @@
+# Everything here works on a machine with Python 3.11 or newer, make and a package index.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := meshforge_trio chaos tests scenarios benchmarks
+
+.PHONY: help install demo test check bench format clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+$(BIN)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+install: $(BIN)/.installed  ## make .venv with everything in it
+
+demo: install  ## the order flow, killed four times
+	$(BIN)/python scenarios/order_flow.py
+
+test: install  ## the whole test suite, with branch coverage of the package
+	$(BIN)/python -m coverage erase
+	COVERAGE_PROCESS_START=pyproject.toml $(BIN)/python -m coverage run -m pytest $(ARGS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report --skip-covered --fail-under=95
+
+check: install  ## lint, types, and the shape of the code
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/tidy
+
+bench: install  ## throughput, latency, recovery, memory
+	$(BIN)/python benchmarks/throughput.py $(ARGS)
+
+format: install  ## format the code
+	$(BIN)/ruff check --fix --select I $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+clean:  ## remove what the above made
+	rm -rf $(VENV) .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,0 +1,1 @@
+"""Scenarios a person can run and read."""
