@@ -109,11 +109,14 @@ class SyncMeshClient:
     def _ask(self, work: Callable[[MeshClient], Awaitable[_T]]) -> _T:
         future: Future[_T] = Future()
         scope = trio.CancelScope()
+        if self._thread.ident is None:
+            raise trio.ClosedResourceError("the client was not opened")
+        self._opened.result()
+        token = self._token.result()
         with self._lock:
-            if self._over or self._thread.ident is None:
+            if self._over:
                 raise trio.ClosedResourceError("the client is closed") from self._failure
             self._asked.add(future)
-        token = self._token.result()
         try:
             # Not `trio.from_thread`: its tasks would belong to no nursery of ours.
             token.run_sync_soon(self._begin, work, future, scope)

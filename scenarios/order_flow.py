@@ -36,11 +36,11 @@ from meshforge_trio.telemetry import set_up_logging
 
 APP = "scenarios.shop:app"
 PLAN = (
-    "worker#1:before_store@8=kill; worker#2:after_store@250=kill; "
-    "worker#3:after_publish@200=kill; worker#4:before_ack@150=kill"
+    "worker#1:before_store@20=kill; worker#2:after_store@60=kill; "
+    "worker#3:after_publish@60=kill; worker#4:before_ack@60=kill"
 )
 USER = SecurityContext("alice", "user")
-ENGINE = {"batch": 64, "publish_burst": 0, "ack_wait_s": 30.0}
+ENGINE = {"batch": 16, "publish_burst": 0, "ack_wait_s": 30.0}
 
 
 @attrs.define(eq=False)

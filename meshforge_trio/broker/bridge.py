@@ -32,6 +32,7 @@ import structlog
 import trio
 import trio_asyncio
 from nats.aio.client import Client
+from nats.aio.transport import TcpTransport
 
 from meshforge_trio.errors import Misconfigured, Poison, SessionLost
 
@@ -146,6 +147,8 @@ def _check_client() -> None:
     parameters = list(inspect.signature(Client._process_msg).parameters)
     fresh = Client()
     missing = [name for name in ("_transport", "_server_info", "_reading_task") if not hasattr(fresh, name)]
+    if not hasattr(TcpTransport(), "_io_writer"):  # type: ignore[no-untyped-call]
+        missing.append("_io_writer")
     if parameters != ["self", "sid", "subject", "reply", "data", "headers"]:
         missing.append(f"_process_msg({', '.join(parameters)})")
     if missing:

@@ -224,6 +224,21 @@ trio.run(main)
         await store.close()
 
 
+async def test_processes_that_start_together_all_open(tmp_path: Path) -> None:
+    for i in range(10):
+        opened: list[SQLiteEventStore] = []
+
+        async def open_one(path: Path, opened: list[SQLiteEventStore]) -> None:
+            opened.append(await SQLiteEventStore.open(path, synchronous="OFF"))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(open_one, tmp_path / f"store-{i % 5}.db", opened)
+        assert len(opened) == 8
+        for store in opened:
+            store.abandon()
+
+
 async def test_a_migration_runs_once_however_many_openers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "store.db"
     await filled(path, 3)

@@ -170,18 +170,30 @@ def test_a_system_without_boot_ids_has_an_empty_one(tmp_path: Path, monkeypatch:
     assert lease.boot_id() == ""
 
 
-async def test_processes_that_start_together_do_not_take_each_other_for_dead(tmp_path: Path) -> None:
-    opened: list[SQLiteEventStore] = []
+async def test_lock_files_are_touched_under_the_write_lock_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a process that probes would find the file of one that starts before it is locked, and call it dead."""
+    path = tmp_path / "store.db"
+    await (await SQLiteEventStore.open(path)).close()
+    other = apsw.Connection(os.fspath(path))
+    touched = 0
 
-    async def open_one() -> None:
-        opened.append(await SQLiteEventStore.open(tmp_path / "store.db", synchronous="OFF"))
+    def watched(fd: int, lock: Callable[[int], bool] = lease._try_lock) -> bool:
+        nonlocal touched
+        touched += 1
+        with pytest.raises(apsw.BusyError):
+            other.execute("BEGIN IMMEDIATE")
+        return lock(fd)
 
-    for _ in range(20):
-        async with trio.open_nursery() as nursery:
-            for _ in range(8):
-                nursery.start_soon(open_one)
-        while opened:
-            opened.pop().abandon()
+    monkeypatch.setattr(lease, "_try_lock", watched)
+    first, second = [await SQLiteEventStore.open(path) for _ in range(2)]
+    assert await first.scope(SCOPE).take_lease("NATS1") is not None
+    assert await second.scope(SCOPE).take_lease("NATS1") is None
+    assert touched == 4
+    other.close()
+    await first.close()
+    await second.close()
 
 
 async def test_a_cancelled_offload_is_awaited_to_its_end(tmp_path: Path) -> None:
