@@ -73,7 +73,7 @@ async def run_case(
                 zygote=zygote,
                 plan=plan,
                 engine=engine,
-                retry={"limit": limit, **(retry or {})},
+                retry={"limit": limit or 3, **(retry or {})},
                 workspaces=workspaces,
             ) as world,
             open_observer(server.url) as observer,

@@ -39,8 +39,12 @@ class Observer:
             self._tell(msg_id)
 
     async def send(self, sent: Sequence[Sent]) -> None:
-        """Put the workload into the command stream, in order."""
-        messages = [Message(subject, body, each.command.id) for each in sent for subject, body in (wire(each),)]
+        """Put the workload into the command stream, in order; the same id may be used in several scopes."""
+        messages = [
+            Message(subject, body, f"{each.scope}/{each.command.id}")
+            for each in sent
+            for subject, body in (wire(each),)
+        ]
         for ack in await self.broker.publish(messages, 10.0):
             if ack.error:
                 raise RuntimeError(f"the command stream refused the workload: {ack.error}")
@@ -87,13 +91,15 @@ class Observer:
 
 
 @asynccontextmanager
-async def open_observer(url: str, hear: Callable[[str], None] | None = None) -> AsyncIterator[Observer]:
+async def open_observer(
+    url: str, hear: Callable[[str], None] | None = None, duplicate_window_s: float = 120.0
+) -> AsyncIterator[Observer]:
     """Declare the streams and start listening. The bridge's loop must be open.
 
     `hear` is called with the Msg-Id of every event a core subscriber is sent.
     """
     async with open_broker(url) as broker:
-        for spec in stream_specs(EngineSettings()):
+        for spec in stream_specs(EngineSettings(duplicate_window_s=duplicate_window_s)):
             await broker.declare(spec)
         connection = await connect(ConnectOptions(urls=(url,)))
         try:

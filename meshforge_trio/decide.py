@@ -7,13 +7,14 @@ the adapter. What comes out is a `Plan`: one transaction, and what to send once 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
-from typing import Any, Final
+from typing import Any
 
 import attrs
 import trio
 
 from meshforge_trio.agent import AgentAdapter, Context, Decision, Event
-from meshforge_trio.drafts import Cause, Drafter
+from meshforge_trio.asides import Asides
+from meshforge_trio.drafts import Cause, Drafter, told
 from meshforge_trio.entities import Entities, Entity
 from meshforge_trio.envelope import CommandEnvelope, JsonObject
 from meshforge_trio.errors import Poison, Refused
@@ -21,13 +22,11 @@ from meshforge_trio.intake import Incoming
 from meshforge_trio.plan import Plan, Verdict, assemble
 from meshforge_trio.policy import RetryPolicy
 from meshforge_trio.security import Violation
-from meshforge_trio.store.port import Attempt, Commit, DeadLetter, Output, Reading
-from meshforge_trio.subjects import RESERVED_EVENTS, Scope, violation_subject
+from meshforge_trio.store.port import Attempt, Commit, Output, Reading
+from meshforge_trio.subjects import RESERVED_EVENTS
 from meshforge_trio.waiting import SOON_S, Waiting
 
 __all__ = ["Decider"]
-
-_ERROR_LENGTH_MAX: Final = 2000
 
 
 @attrs.define(eq=False)
@@ -44,7 +43,6 @@ class Decider:
 
     def __init__(
         self,
-        scope: Scope,
         adapter: AgentAdapter[Any],
         drafter: Drafter,
         policy: RetryPolicy,
@@ -53,7 +51,6 @@ class Decider:
         reading: Reading,
         now: float,
     ) -> None:
-        self._scope = scope
         self._adapter = adapter
         self._drafter = drafter
         self._policy = policy
@@ -61,9 +58,11 @@ class Decider:
         self._waiting = waiting
         self._reading = reading
         self._now = now
+        self._asides = Asides(drafter, now)
         self._decided: dict[str, Verdict] = {}
         self._mismatched: dict[tuple[str, bytes], Verdict] = {}
         self._failed_here: dict[str, float] = {}
+        self._failed_keys: dict[str, float] = {}
 
     # -- the batch ---------------------------------------------------------------------------------------------
 
@@ -73,9 +72,7 @@ class Decider:
             verdicts = await self._decide_side_by_side(batch)
         else:
             verdicts = [self._step(incoming) for incoming in batch]
-        for verdict in list(verdicts):
-            verdicts.extend(self._give_up_holder(verdict))
-        return assemble(verdicts, Commit(epoch), next_n, self._entities, self._waiting)
+        return assemble(self._make_room(verdicts), Commit(epoch), next_n, self._entities, self._waiting)
 
     def _step(self, incoming: Incoming) -> Verdict:
         call = self._before_call(incoming)
@@ -114,11 +111,11 @@ class Decider:
         try:
             decision = self._adapter.receive(call.entity.state, _message(incoming), self._context(call))
             if isinstance(decision, Awaitable):
-                with trio.fail_after(limit):
+                with trio.move_on_after(limit) as running:
                     decision = await decision
+                if running.cancelled_caught:
+                    return self._fail(call, f"the handler took longer than {limit:g} s and was cancelled")
             return self._conclude(call, decision)
-        except trio.TooSlowError:
-            return self._fail(call, f"the handler took longer than {limit:g} s and was cancelled")
         except Exception as error:
             return self._refuse_or_fail(call, error)
 
@@ -132,7 +129,7 @@ class Decider:
         fault = incoming.fault
         if fault is not None:
             if isinstance(fault, Violation):
-                return self._violation(incoming, fault)
+                return self._settled(self._asides.violation(incoming, fault))
             return self._dead(incoming, fault.code, fault.reason, fault.field)
         wait = self._wait_s(incoming)
         if wait is not None:
@@ -143,7 +140,7 @@ class Decider:
         made = 0 if attempt is None else attempt.attempts - incoming.alone
         if self._policy.exhausted(made):
             last = attempt.error if attempt is not None and attempt.error else "its process died"
-            return self._dead(incoming, "attempts_exhausted", f"the handler failed {made} times; last: {last}", None)
+            return self._dead(incoming, "attempts_exhausted", f"the handler failed {made} times; last: {last}")
         if incoming.suspect and not incoming.alone:
             # Its hold ran out between being sorted and being decided: it may only run alone, so it comes again.
             return Verdict(incoming, "held", wait_s=SOON_S)
@@ -176,23 +173,14 @@ class Decider:
         refused = self._mismatched.get(pair) or self._reading.mismatches.get(pair)
         if refused is not None:
             return Verdict(incoming, "duplicate", echo=refused)
-        # Its ids must differ from the first outcome's, so the payload hash goes into them.
-        cause = self._drafter.cause(incoming, self._now, 0)
-        cause.salt = incoming.hash.hex()
-        cause.stem = f"{cause.stem}_{cause.salt[:16]}"
-        payload: JsonObject = {
-            "code": "idempotency_mismatch",
-            "reason": "this idempotency_key was used with another action, entity, version or payload",
-            "field": "idempotency_key",
-        }
-        draft = self._drafter.event(cause, "refused", payload, entity_id=incoming.entity_id, kind="record")
-        verdict = Verdict(incoming, "refused", [draft], mismatch=True)
-        self._mismatched[pair] = verdict
+        verdict = self._mismatched[pair] = self._asides.mismatch(incoming)
         return verdict
 
     def _wait_s(self, incoming: Incoming) -> float | None:
-        if incoming.query:
-            return None
+        # Sent twice and failed once: a second call would be an attempt that nobody counts.
+        wait = self._failed_keys.get(incoming.key)
+        if wait is not None or incoming.query:
+            return wait
         wait = self._waiting.delay_s(incoming, self._now)
         if wait is None and self._policy.hold_entity and incoming.entity_id is not None:
             wait = self._failed_here.get(incoming.entity_id)
@@ -287,13 +275,18 @@ class Decider:
 
     def _refuse_or_fail(self, call: _Call, error: Exception) -> Verdict:
         if isinstance(error, Refused):
-            return self._refuse(call, error)
+            try:
+                return self._refuse(call, error)
+            except Poison as unfit:
+                error = unfit
         if isinstance(error, Poison):
             return self._dead(call.incoming, error.code, error.reason, error.field)
         return self._fail(call, f"{type(error).__name__}: {error}")
 
     def _refuse(self, call: _Call, error: Refused) -> Verdict:
-        payload: JsonObject = {"code": error.code, "reason": error.reason, "field": error.field}
+        if error.name != "refused":
+            _check_name(error.name)
+        payload: JsonObject = {"code": error.code, "reason": told(error.reason), "field": error.field}
         draft = self._record(call, error.name, payload, call.entity.version)
         if call.incoming.query:
             return Verdict(call.incoming, "answered", [draft])
@@ -304,11 +297,9 @@ class Decider:
         incoming = call.incoming
         before = self._waiting.attempt(incoming.key)
         made = (0 if before is None else before.attempts) + (not incoming.alone)
-        if self._policy.exhausted(made) or self._waiting.full:
-            why = (
-                "the handler failed" if not self._waiting.full else "too many commands wait already; the handler failed"
-            )
-            return self._dead(incoming, "attempts_exhausted", f"{why} {made} times; last: {error}", None, made)
+        if self._policy.exhausted(made):
+            reason = f"the handler failed {made} times; last: {error}"
+            return self._dead(incoming, "attempts_exhausted", reason, attempts=made)
         wait = self._policy.delay_s(made)
         attempt = Attempt(
             key=incoming.key,
@@ -318,75 +309,50 @@ class Decider:
             next_at=self._now + wait,
             first_at=self._now if before is None else before.first_at,
             last_at=self._now,
-            error=error[:_ERROR_LENGTH_MAX],
+            error=told(error),
         )
+        self._failed_keys[incoming.key] = wait
         if attempt.entity_id is not None:
             self._failed_here[attempt.entity_id] = wait
         return Verdict(incoming, "failed", attempt=attempt, wait_s=wait)
 
     # -- set aside ---------------------------------------------------------------------------------------------
 
-    def _violation(self, incoming: Incoming, violation: Violation) -> Verdict:
-        cause = self._drafter.cause(incoming, self._now, 0)
-        payload: JsonObject = {
-            "code": violation.code,
-            "principal_id": violation.principal_id,
-            "subject": incoming.delivery.subject,
-            "reason": violation.reason,
-        }
-        draft = self._drafter.event(
-            cause,
-            "violation",
-            payload,
-            entity_id=None,
-            kind="record",
-            subject=violation_subject(self._scope.tenant, self._scope.workspace),
-        )
-        return self._settled(Verdict(incoming, "violation", [draft]))
-
     def _dead(
-        self, incoming: Incoming, code: str, reason: str, field: str | None, attempts: int | None = None
+        self, incoming: Incoming, code: str, reason: str, field: str | None = None, attempts: int | None = None
     ) -> Verdict:
-        """A dead letter is a decision: stored under the key, sent through the outbox, told to the caller."""
-        generation = self._reading.generations.get(incoming.key, 0)
-        cause = self._drafter.cause(incoming, self._now, generation)
         row = self._waiting.attempt(incoming.key)
-        made = attempts if attempts is not None else (row.attempts - incoming.alone if row is not None else 0)
-        first_at, last_at = (self._now, self._now) if row is None else (row.first_at, row.last_at)
-        told_why: JsonObject = {"code": code, "reason": reason[:_ERROR_LENGTH_MAX], "field": field, "attempts": made}
-        story = {**told_why, "first_at": first_at, "last_at": last_at, "generation": generation}
-        letter = self._drafter.dead_letter(cause, incoming, story)
-        told = self._drafter.event(
-            cause,
-            "dead_lettered",
-            told_why,
-            entity_id=incoming.entity_id,
-            kind="record",
+        if attempts is None:
+            attempts = 0 if row is None else row.attempts - incoming.alone
+        generation = self._reading.generations.get(incoming.key, 0)
+        return self._settled(
+            self._asides.dead(incoming, code, reason, field=field, attempts=attempts, row=row, generation=generation)
         )
-        dead = DeadLetter(
-            key=incoming.key,
-            generation=generation,
-            n=0,
-            subject=incoming.delivery.subject,
-            headers=incoming.delivery.headers,
-            body=incoming.delivery.body,
-            code=code,
-            reason=reason[:_ERROR_LENGTH_MAX],
-            attempts=made,
-            first_at=first_at,
-            last_at=last_at,
-        )
-        return self._settled(Verdict(incoming, "dead", [letter, told], generation=generation, dead=dead))
 
-    def _give_up_holder(self, verdict: Verdict) -> list[Verdict]:
-        """When no more may wait, the command that the others wait for is given up at once."""
-        if verdict.outcome != "held" or not self._waiting.full:
-            return []
-        key = self._waiting.failing_key(verdict.incoming.entity_id)
+    def _make_room(self, verdicts: list[Verdict]) -> list[Verdict]:
+        """When more would wait than may, the commands that the others wait for are given up at once."""
+        more = sum(v.wait_s is not None and not self._waiting.was_parked(v.incoming) for v in verdicts)
+        if not self._waiting.overfull(more):
+            return verdicts
+        made: list[Verdict] = []
+        for verdict in verdicts:
+            if verdict.outcome == "failed" and verdict.attempt is not None:
+                attempt = verdict.attempt
+                reason = f"too many commands wait; the handler failed {attempt.attempts} times; last: {attempt.error}"
+                made.append(self._dead(verdict.incoming, "hold_full", reason, attempts=attempt.attempts))
+                continue
+            if verdict.outcome == "held":
+                verdict.wait_s = SOON_S
+                made.extend(self._holder_given_up(verdict.incoming))
+            made.append(verdict)
+        return made
+
+    def _holder_given_up(self, waiting: Incoming) -> list[Verdict]:
+        key = self._waiting.failing_key(waiting.entity_id)
         holder = None if key is None else self._waiting.message(key)
         if holder is None or holder.key in self._decided:
             return []
-        return [self._dead(holder, "hold_full", "too many later commands of its entity wait for it", None)]
+        return [self._dead(holder, "hold_full", "too many later commands of its entity wait for it")]
 
     def _settled(self, verdict: Verdict) -> Verdict:
         self._decided[verdict.incoming.key] = verdict

@@ -26,12 +26,22 @@ from meshforge_trio.envelope import (
 )
 from meshforge_trio.errors import Poison
 from meshforge_trio.intake import Incoming
-from meshforge_trio.security import as_agent
+from meshforge_trio.security import Violation, as_agent
 from meshforge_trio.store.port import Kind, Output
-from meshforge_trio.subjects import Scope, check_token, command_subject, event_subject, failed_subject
+from meshforge_trio.subjects import (
+    Scope,
+    check_token,
+    command_subject,
+    event_subject,
+    failed_subject,
+    violation_subject,
+)
 
-__all__ = ["Cause", "Drafter", "as_message", "headers_of"]
+__all__ = ["Cause", "Drafter", "as_message", "headers_of", "told"]
 
+#: How much of an error's text is stored and published.
+_ERROR_LENGTH_MAX = 2000
+_ENTITY_LENGTH_MAX = 256
 #: Ids longer than this are replaced by their hash, so that a chain of agents cannot outgrow the limit.
 _STEM_LENGTH_MAX = 160
 _TRACEPARENT = re.compile(rb"traceparent:\s*[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}\s*", re.IGNORECASE)
@@ -98,8 +108,9 @@ class Drafter:
         """An event or record. With `version`, its chain hash is SHA-256(`chain`, body).
 
         Raises:
-            Poison: the payload is not JSON, or too large for the broker.
+            Poison: the payload is not a JSON object, or too large for the broker.
         """
+        _check_payload(payload, name)
         msg_id = self.msg_id(cause, kind)
         count = cause.names[name] = cause.names.get(name, 0) + 1
         event_id = f"{cause.stem}_{name}" if count == 1 else f"{cause.stem}_{name}_{count}"
@@ -120,12 +131,15 @@ class Drafter:
         """A command to another agent in the same tenant and workspace.
 
         Raises:
-            Poison: agent or action are no tokens, the payload is not JSON or too large.
+            Poison: its receiver would not take it: agent or action are no tokens, entity or version of another type,
+                the payload is not a JSON object or too large.
         """
+        _check_send(send)
         msg_id = self.msg_id(cause, "command")
-        target = Scope(self._scope.tenant, self._scope.workspace, check_token(send.agent, "agent"))
-        # The first part keeps time-ordered keys together in the receiver's index; the hash makes it unique.
-        stem = cause.key.split(":", 1)[-1] if cause.key.startswith("evt:") else cause.key
+        target = Scope.checked(self._scope.tenant, self._scope.workspace, send.agent)
+        # The first part keeps time-ordered keys together in the receiver's index; the hash makes it unique. What
+        # an event's key names must not look like a prefix of the runtime.
+        stem = cause.key.split(":", 1)[-1].replace(":", "_") if cause.key.startswith("evt:") else cause.key
         fields: JsonObject = {
             "id": msg_id,
             "tenant": target.tenant,
@@ -143,6 +157,17 @@ class Drafter:
         body = self._checked(encode_fields(fields), f"command {send.agent}.{send.action}")
         subject = command_subject(target, send.action)
         return Output(0, "command", cause.key, msg_id, send.action, subject, msg_id, body, send.entity_id)
+
+    def violation(self, cause: Cause, incoming: Incoming, violation: Violation) -> Output:
+        """The record of a violation, in the scope where the message arrived. It never echoes the payload."""
+        payload: JsonObject = {
+            "code": violation.code,
+            "principal_id": violation.principal_id,
+            "subject": incoming.delivery.subject,
+            "reason": told(violation.reason),
+        }
+        subject = violation_subject(self._scope.tenant, self._scope.workspace)
+        return self.event(cause, "violation", payload, entity_id=None, kind="record", subject=subject)
 
     def _common(self, cause: Cause, msg_id: str) -> JsonObject:
         """What every output takes from its cause, in the order of the envelope's fields."""
@@ -194,6 +219,32 @@ class Drafter:
                 f"{what} has {len(body)} bytes; the broker takes {self._body_max}", code="oversized", field="payload"
             )
         return body
+
+
+def told(error: object) -> str:
+    """The text of an error as it is stored and published: bounded, and nothing in it that JSON cannot carry."""
+    return str(error)[:_ERROR_LENGTH_MAX].encode(errors="backslashreplace").decode()
+
+
+def _check_payload(payload: object, what: str) -> None:
+    if not isinstance(payload, dict):
+        raise Poison(
+            f"the payload of {what!r:.100} is {payload!r:.100}, not an object", code="nonsense", field="payload"
+        )
+
+
+def _check_send(send: Send) -> None:
+    _check_payload(send.payload, f"{send.agent}.{send.action}")
+    entity: object = send.entity_id
+    version: object = send.expected_version
+    if entity is not None and not (isinstance(entity, str) and 1 <= len(entity) <= _ENTITY_LENGTH_MAX):
+        raise Poison(f"entity_id {entity!r:.100} must be 1 to 256 characters", code="bad_entity_id", field="entity_id")
+    if version is not None and (type(version) is not int or not 0 <= version < 2**63 or entity is None):
+        raise Poison(
+            f"expected_version {version!r:.100} must be a version of an entity",
+            code="bad_expected_version",
+            field="expected_version",
+        )
 
 
 def _readable(body: bytes) -> JsonObject:

@@ -10,15 +10,18 @@ from typing import Any, Final
 
 import attrs
 import orjson
+import structlog
 
 from meshforge_trio.agent import AgentAdapter, Event
-from meshforge_trio.envelope import canonical
+from meshforge_trio.envelope import canonical, holds_nan
 from meshforge_trio.store.port import Commit, Head, Snapshot
 
 __all__ = ["Cache", "Entities", "Entity", "restore"]
 
 #: A snapshot is due when an entity has this many events after its last one.
 SNAPSHOT_EVERY: Final = 64
+
+_log = structlog.get_logger("meshforge")
 
 
 @attrs.frozen
@@ -87,9 +90,21 @@ class Entities:
         for entity_id, entity in self._changed.items():
             commit.heads.append(Head(entity_id, entity.version, entity.chain))
             if entity.version - entity.saved >= SNAPSHOT_EVERY:
-                state = canonical(self._adapter.dump(entity.state))
-                commit.snapshots.append(Snapshot(entity_id, entity.version, self._adapter.schema, state))
-                self._changed[entity_id] = attrs.evolve(entity, saved=entity.version)
+                self._save(entity_id, entity, commit)
+
+    def _save(self, entity_id: str, entity: Entity, commit: Commit) -> None:
+        """Its state as a snapshot. One that JSON cannot carry is none: the whole history is read instead."""
+        try:
+            state = self._adapter.dump(entity.state)
+            body = canonical(state)
+        except Exception as error:
+            _log.error("no snapshot: the state cannot be dumped", entity_id=entity_id, reason=str(error))
+            return
+        if b"null" in body and holds_nan(state):
+            _log.error("no snapshot: the state holds NaN or infinity", entity_id=entity_id)
+            return
+        commit.snapshots.append(Snapshot(entity_id, entity.version, self._adapter.schema, body))
+        self._changed[entity_id] = attrs.evolve(entity, saved=entity.version)
 
     def keep(self) -> None:
         """The transaction is committed: the cache takes what was read and changed."""

@@ -34,6 +34,7 @@ __all__ = [
     "decode_json",
     "encode",
     "encode_fields",
+    "holds_nan",
     "payload_hash",
     "principal_fields",
     "traceparent",
@@ -165,6 +166,7 @@ def decode_json(body: bytes) -> JsonObject:
 
     Raises:
         Poison: not JSON, not an object, or an integer outside 64 bits (which parsers round differently).
+            What is nested deeper than 254 levels may pass here and not be encoded again: see `canonical`.
     """
     try:
         value = orjson.loads(body)
@@ -183,7 +185,10 @@ def _refuse_huge_integers(body: bytes) -> None:
             raise Poison(f"integer {digits[:24]}... does not fit 64 bits", code="huge_integer", field="body")
         return int(digits)
 
-    json.loads(body, parse_int=parse_int)
+    try:
+        json.loads(body, parse_int=parse_int)
+    except RecursionError as error:
+        raise Poison("body is nested too deep", code="too_deep", field="body") from error
 
 
 def decode_command(body: bytes) -> CommandEnvelope:
@@ -242,6 +247,10 @@ def _check_common(envelope: CommandEnvelope | EventEnvelope) -> None:
         raise _bad("trace_id", "must be 32 hexadecimal digits (W3C trace context)")
     if envelope.span_id is not None and _SPAN.fullmatch(envelope.span_id) is None:
         raise _bad("span_id", "must be 16 hexadecimal digits (W3C trace context)")
+    if envelope.causation_id is not None and not 1 <= len(envelope.causation_id) <= _KEY_LENGTH_MAX:
+        raise _bad("causation_id", f"must be 1 to {_KEY_LENGTH_MAX} characters")
+    if envelope.correlation_id is not None and not 1 <= len(envelope.correlation_id) <= _KEY_LENGTH_MAX:
+        raise _bad("correlation_id", f"must be 1 to {_KEY_LENGTH_MAX} characters")
     if envelope.schema_version != 1:
         raise _bad("schema_version", f"is {envelope.schema_version}; this runtime reads version 1")
 
@@ -297,24 +306,35 @@ def encode_fields(fields: JsonObject) -> bytes:
     except (TypeError, ValueError, RecursionError) as error:
         raise Poison(f"payload is not JSON: {error}", code="not_json", field="payload") from error
     # orjson writes NaN as null without a word, so a null is worth a look.
-    if b"null" in body and _holds_nan(fields):
+    if b"null" in body and holds_nan(fields):
         raise Poison("payload holds NaN or infinity", code="not_json", field="payload")
+    # It also writes integers that `decode_json` refuses.
+    if _LONG_NUMBER in body.translate(_DIGITS_TO_ZERO):
+        _refuse_huge_integers(body)
     return body
 
 
-def _holds_nan(value: object) -> bool:
+def holds_nan(value: object) -> bool:
+    """Whether there is a float in it that JSON cannot carry."""
     if isinstance(value, float):
         return not math.isfinite(value)
     if isinstance(value, Mapping):
-        return any(_holds_nan(v) for v in value.values())
+        return any(holds_nan(v) for v in value.values())
     if isinstance(value, list | tuple):
-        return any(_holds_nan(v) for v in value)
+        return any(holds_nan(v) for v in value)
     return False
 
 
 def canonical(value: object) -> bytes:
-    """JSON with sorted keys and no spaces: equal values have equal bytes."""
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    """JSON with sorted keys and no spaces: equal values have equal bytes.
+
+    Raises:
+        Poison: it holds what JSON cannot carry, or is nested deeper than 254 levels.
+    """
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except TypeError as error:
+        raise Poison(f"payload has no canonical form: {error}", code="not_canonical", field="payload") from error
 
 
 def payload_hash(command: CommandEnvelope) -> bytes:

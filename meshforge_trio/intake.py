@@ -26,6 +26,8 @@ from meshforge_trio.subjects import Scope, parse_subject
 __all__ = ["Incoming", "read_delivery"]
 
 _OWN_PREFIXES = ("evt:", "query:", "raw:")
+#: A key is part of every answer, and an envelope takes no longer one.
+_LENGTH_MAX = 256
 
 
 @attrs.define(eq=False)
@@ -51,7 +53,7 @@ class Incoming:
 def raw_key(delivery: Delivery) -> tuple[str, bytes]:
     """The name of a message by its bytes, for one that has no other."""
     total = hashlib.sha256()
-    for part in (delivery.subject.encode(), delivery.headers, delivery.body):
+    for part in (delivery.subject.encode(errors="surrogateescape"), delivery.headers, delivery.body):
         total.update(len(part).to_bytes(8, "big") + part)
     return f"raw:{total.hexdigest()}", total.digest()
 
@@ -65,7 +67,10 @@ def read_delivery(delivery: Delivery, scope: Scope, adapter: AgentAdapter[object
         return _read_event(delivery, adapter)
     except Poison as fault:
         key, digest = raw_key(delivery)
-        if fault.field is not None and fault.field.startswith("security_context"):
+        # The server stores a subject in any encoding; from here on it is told in letters and events.
+        subject = delivery.subject.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        delivery = attrs.evolve(delivery, subject=subject)
+        if fault.field is not None and fault.field.split(".")[0] == "security_context":
             violation = Violation("bad_security_context", fault.reason, None)
             return Incoming(delivery, key, digest, fault=violation)
         return Incoming(delivery, key, digest, fault=fault)
@@ -100,12 +105,17 @@ def _read_event(delivery: Delivery, adapter: AgentAdapter[object]) -> Incoming:
         key, digest = raw_key(delivery)
         return Incoming(delivery, key, digest, event, fault=violation)
     try:
-        entity = adapter.entity_of(event)
+        entity: object = adapter.entity_of(event)
     except Exception as error:
         raise Poison(
             f"event {event.id}: choosing the entity failed: {type(error).__name__}: {error}", code="bad_entity"
         ) from error
+    if entity is not None and (not isinstance(entity, str) or not 1 <= len(entity) <= _LENGTH_MAX):
+        raise Poison(f"event {event.id}: {entity!r:.100} is chosen as entity, which is no id", code="bad_entity")
     # Two agents, or two commands that share an id, may publish events of one id; the cause's key tells them apart.
     key = f"evt:{event.agent}:{event.id}:{event.idempotency_key or ''}"
+    if len(key) > _LENGTH_MAX:
+        # Each agent of a chain adds to it.
+        key = f"evt:{hashlib.sha256(key.encode()).hexdigest()}"
     digest = hashlib.sha256(canonical([event.name, event.entity_id, event.payload])).digest()
     return Incoming(delivery, key, digest, event, entity)

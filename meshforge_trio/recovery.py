@@ -46,6 +46,9 @@ async def newest_valid_mark(
             )
         return await _first_mark(broker, events, failed, clock)
     for mark in marks:
+        if mark.event_seq == 0 and mark.n < marks[0].n:
+            # It was written over an empty stream, so a stream made anew would confirm it as well.
+            continue
         if await _holds(broker, events, mark.event_seq, mark.event_id) and await _holds(
             broker, failed, mark.failed_seq, mark.failed_id
         ):

@@ -5,12 +5,16 @@ A message that fails here is a violation: stored and published in the scope wher
 
 from __future__ import annotations
 
+from typing import Final
+
 import attrs
 
 from meshforge_trio.envelope import CommandEnvelope, EventEnvelope, SecurityContext
 from meshforge_trio.subjects import Address, Scope
 
 __all__ = ["Violation", "as_agent", "check"]
+
+_PRINCIPAL_LENGTH_MAX: Final = 256
 
 
 @attrs.frozen
@@ -25,21 +29,28 @@ class Violation:
 def check(address: Address, envelope: CommandEnvelope | EventEnvelope) -> Violation | None:
     """Compare what the subject says with what the envelope says, and require a principal."""
     context = envelope.security_context
-    principal = context.principal_id if context is not None else None
     claimed = Scope(envelope.tenant, envelope.workspace, envelope.agent)
     if claimed != address.scope:
-        return Violation("scope_mismatch", f"envelope names {claimed}, subject names {address.scope}", principal)
+        return Violation("scope_mismatch", f"envelope names {claimed}, subject names {address.scope}", _name(context))
     verb = envelope.action if isinstance(envelope, CommandEnvelope) else envelope.name
     if verb != address.verb:
-        return Violation("subject_mismatch", f"envelope says {verb!r}, subject says {address.verb!r}", principal)
+        return Violation("subject_mismatch", f"envelope says {verb!r}, subject says {address.verb!r}", _name(context))
     if context is None:
         return Violation("missing_security_context", "security_context is missing", None)
-    if not 1 <= len(context.principal_id) <= 256:
+    if not 1 <= len(context.principal_id) <= _PRINCIPAL_LENGTH_MAX:
         return Violation("bad_principal", "principal_id must be 1 to 256 characters", None)
+    if context.on_behalf_of is not None and not 1 <= len(context.on_behalf_of) <= _PRINCIPAL_LENGTH_MAX:
+        return Violation("bad_principal", "on_behalf_of must be 1 to 256 characters", _name(context))
     return None
+
+
+def _name(context: SecurityContext | None) -> str | None:
+    """Who it claims to be, no longer than an answer may carry."""
+    return None if context is None else context.principal_id[:_PRINCIPAL_LENGTH_MAX]
 
 
 def as_agent(agent: str, cause: SecurityContext | None) -> SecurityContext:
     """The principal of what an agent sends: the agent, on behalf of whoever began the chain."""
     origin = None if cause is None else cause.on_behalf_of or cause.principal_id
-    return SecurityContext(agent, "agent", origin)
+    # The cause may be a violation that claims a principal of any length.
+    return SecurityContext(agent, "agent", origin and origin[:_PRINCIPAL_LENGTH_MAX])

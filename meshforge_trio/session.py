@@ -87,7 +87,6 @@ class Session:
         heads = {e: await self._usable(head) for e, head in reading.heads.items()}
         self._entities = Entities(self.cache, self.adapter, heads)
         decider = Decider(
-            scope=self.rows.scope,
             adapter=self.adapter,
             drafter=self.drafter,
             policy=self.settings.retry,

@@ -47,6 +47,9 @@ _AGENT_OF_TOKEN: Final = {token: agent for agent, token in _TOKEN_OF_AGENT.items
 _RESERVED_AGENTS: Final = frozenset({"security", *_AGENT_OF_TOKEN})
 
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# What the server stores under a subject and no client may send: a dead letter must still find its way.
+_UNSENDABLE: Final = re.compile(r"[^\x21-\x7e]")
+_ORIGINAL_LENGTH_MAX: Final = 512
 
 
 def is_token(text: object) -> bool:
@@ -125,8 +128,11 @@ def violation_subject(tenant: str, workspace: str) -> str:
 
 
 def failed_subject(original: str) -> str:
-    """`failed.<original subject>`"""
-    return f"failed.{original}"
+    """`failed.<original subject>`
+
+    One that could not be sent is made so: `_` for spaces, control and non-ASCII characters, and no more than 512.
+    """
+    return f"failed.{_UNSENDABLE.sub('_', original)[:_ORIGINAL_LENGTH_MAX].rstrip('.')}"
 
 
 def command_filter(scope: Scope) -> str:

@@ -39,10 +39,9 @@ class Waiting:
         """How many deliveries are NAKed and not back yet."""
         return self._parked_total
 
-    @property
-    def full(self) -> bool:
-        """Whether no more may wait, so that what is held never fills `max_ack_pending`."""
-        return self._parked_total >= self._held_max
+    def overfull(self, more: int) -> bool:
+        """Whether with `more` waiting there would be too many: what is held never fills `max_ack_pending`."""
+        return more > 0 and self._parked_total + more > self._held_max
 
     def attempt(self, key: str) -> Attempt | None:
         """The attempt row of a key."""
@@ -60,8 +59,14 @@ class Waiting:
         """The command is decided: nobody waits for it any more."""
         attempt = self._failing.pop(key, None)
         self._message.pop(key, None)
-        if attempt is not None and attempt.entity_id is not None:
-            self._key_of_entity.pop(attempt.entity_id, None)
+        if attempt is None or attempt.entity_id is None or self._key_of_entity.get(attempt.entity_id) != key:
+            return
+        del self._key_of_entity[attempt.entity_id]
+        # Where `skip` was in force before, several commands of an entity may be failing.
+        for other in self._failing.values():
+            if other.entity_id == attempt.entity_id:
+                self._key_of_entity[attempt.entity_id] = other.key
+                return
 
     def message(self, key: str) -> Incoming | None:
         """The delivery of a failing command, if it came in this session."""

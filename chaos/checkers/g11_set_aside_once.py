@@ -10,11 +10,14 @@ from chaos.evidence import Evidence, envelope_of
 
 
 def look(evidence: Evidence) -> Iterator[Finding | int]:
-    letters = Counter((str(envelope_of(m).get("key")), envelope_of(m).get("generation")) for m in evidence.failed)
-    for (key, generation), count in letters.items():
+    letters = Counter(
+        (message.subject, str(envelope_of(message).get("key")), envelope_of(message).get("generation"))
+        for message in evidence.failed
+    )
+    for (subject, key, generation), count in letters.items():
         yield 1
         if count > 1:
-            yield Finding(f"key {key!r} generation {generation} is in the dead-letter stream {count} times")
+            yield Finding(f"{subject} key {key!r} generation {generation} was dead-lettered {count} times")
     doomed = {sent.key for sent in evidence.sent if "dead" in sent.expect}
     spared = {sent.key for sent in evidence.sent if sent.expect and "dead" not in sent.expect}
     for record in evidence.rows.keys:

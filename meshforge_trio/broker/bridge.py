@@ -13,8 +13,10 @@ This is the one module that touches private names of nats-py; `_check_client` sa
 from __future__ import annotations
 
 import asyncio
+import importlib
 import importlib.metadata
 import inspect
+import os
 import secrets
 import ssl
 import weakref
@@ -145,10 +147,9 @@ class _Parsing(Client):
 def _check_client() -> None:
     """Whether nats-py still has the private names this module leans on."""
     parameters = list(inspect.signature(Client._process_msg).parameters)
-    fresh = Client()
-    missing = [name for name in ("_transport", "_server_info", "_reading_task") if not hasattr(fresh, name)]
-    if not hasattr(TcpTransport(), "_io_writer"):  # type: ignore[no-untyped-call]
-        missing.append("_io_writer")
+    client, transport = Client(), TcpTransport()  # type: ignore[no-untyped-call]
+    missing = [name for name in ("_transport", "_server_info", "_reading_task") if not hasattr(client, name)]
+    missing += [name for name in ("_io_writer",) if not hasattr(transport, name)]
     if parameters != ["self", "sid", "subject", "reply", "data", "headers"]:
         missing.append(f"_process_msg({', '.join(parameters)})")
     if missing:
@@ -158,13 +159,29 @@ def _check_client() -> None:
         )
 
 
+def _check_credentials(options: ConnectOptions) -> None:
+    """Whether seed and creds file can be used at all; nats-py finds out in the middle of dialling."""
+    if options.creds_file is not None and not os.access(options.creds_file, os.R_OK):
+        raise Misconfigured(f"creds file {options.creds_file} cannot be read")
+    if options.nkey_seed is None and options.creds_file is None:
+        return
+    try:
+        nkeys = importlib.import_module("nkeys")
+    except ImportError as error:
+        raise Misconfigured("nkey and creds log-in need another package: pip install 'nats-py[nkeys]'") from error
+    if options.nkey_seed is not None:
+        try:
+            nkeys.from_seed(bytearray(options.nkey_seed.strip().encode()))
+        except nkeys.NkeysError as error:
+            raise Misconfigured(f"the nkey seed cannot be used: {error}") from error
+
+
 def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """An exception nobody awaited: the default would end the whole loop; here it ends the sessions on it."""
-    error = context.get("exception")
-    _log.error("bridge_error", message=context.get("message"), error=repr(error))
-    for connection in list(_live):
-        if connection.loop is loop:
-            connection.lose(f"error inside the bridge: {error or context.get('message')!r}")
+    error = repr(context.get("exception") or context.get("message"))
+    _log.error("bridge_error", error=error)
+    for connection in [connection for connection in _live if connection.loop is loop]:
+        connection.lose(f"error inside the bridge: {error}")
 
 
 class Connection:
@@ -179,10 +196,8 @@ class Connection:
         self._lost_event = trio.Event()
         self._wakers: set[Callable[[], None]] = set()
         self._next_sid = _FIRST_SID
-        self._probes_sent = 0
-        self._probes_answered = 0
-        self._watched_probe = 0
-        self._watched_missed = 0
+        self._probes_sent = self._probes_answered = 0
+        self._watched_probe = self._watched_missed = 0
         self._probe_answered = trio.Event()
         self._probe_inbox = self.new_inbox()
         self._probe_timer: asyncio.TimerHandle | None = None
@@ -221,8 +236,7 @@ class Connection:
         Raises:
             SessionLost: the connection has ended.
         """
-        if self.lost is not None:
-            raise SessionLost(self.lost)
+        self.check()
         transport = self._client._transport
         assert transport is not None
         transport.write(frames)
@@ -301,7 +315,7 @@ class Connection:
 
     def _watch(self) -> None:
         """Runs on the loop's own timer, so it needs no task that could outlive the connection."""
-        if self.lost is not None:
+        if self.lost:
             return
         self._watched_missed = 0 if self._probes_answered >= self._watched_probe else self._watched_missed + 1
         if self._watched_missed >= _PROBES_MISSED_MAX:
@@ -325,6 +339,7 @@ async def connect(options: ConnectOptions) -> Connection:
         if urlsplit(url).scheme not in _SUITABLE_SCHEMES:
             raise Misconfigured(f"{url!r} is no nats:// or tls:// address")
     _check_client()
+    _check_credentials(options)
     loop.set_exception_handler(_on_loop_error)
     client = _Parsing()
     connection = Connection(client, loop, options)

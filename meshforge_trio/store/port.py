@@ -5,8 +5,8 @@ Contract, held by `tests/conformance/test_store.py` on every adapter:
 S1  `commit` writes everything in a `Commit` or nothing, and returns only when a process crash cannot undo it
     (with `synchronous=FULL` also a power loss).
 S2  `commit` with an epoch that is not the scope's newest raises `Fenced` and writes nothing.
-S3  `commit` of a key that exists, of an output number that exists, or of an entity version that is not the next
-    one raises `Stale` and writes nothing.
+S3  `commit` of a key that exists, or of an output number or an entity version that is not the next one, raises
+    `Stale` and writes nothing.
 S4  What `read`, `outputs_after` and `history` return was committed, and stays as it was.
 S5  Nothing reaches across scopes: a `ScopeStore` is made for one scope and has no argument to name another.
 S6  `take_lease` raises the epoch by one, for ever; it refuses while another living holder's term runs.
@@ -247,7 +247,11 @@ class EventStore(Protocol):
         """Every scope that has ever been served."""
 
     async def keep_alive(self) -> None:
-        """Renew this process's term; a process that stops doing so loses its scopes."""
+        """Renew this process's term; a process that stops doing so loses its scopes.
+
+        Raises:
+            Fenced: one has been taken over. `lease_valid` stays false until its engine calls `take_lease` again.
+        """
 
     def lease_valid(self) -> bool:
         """Whether the term, as last renewed, still runs. A clock that counts suspension decides."""

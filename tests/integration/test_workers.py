@@ -59,6 +59,7 @@ def test_what_a_restart_would_only_repeat_ends_everything(code: int, tmp_path: P
     tally = tmp_path / "starts"
     command = script(
         f"with open({str(tally)!r}, 'a') as starts: starts.write(sys.argv[2])\n"
+        f"while '0' not in pathlib.Path({str(tally)!r}).read_text(): time.sleep(0.01)\n"
         f"if sys.argv[2] == '1': sys.exit({code})\n"
         "time.sleep(3600)"
     )

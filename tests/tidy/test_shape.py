@@ -32,6 +32,7 @@ ORDER = (
     ("intake", "entities", "broker", "store"),
     ("waiting", "drafts"),
     ("plan",),
+    ("asides",),
     ("decide",),
     ("session", "protocol"),
     ("recovery",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -184,6 +185,22 @@ async def test_credentials(aio_loop: object) -> None:
             await connect(ConnectOptions(urls=(server.url,), user="u", password="wrong"))
         async with open_broker(ConnectOptions(urls=(server.url,), user="u", password="p")) as broker:
             assert broker.facts.max_payload == 1 << 20
+
+
+async def test_an_nkey(aio_loop: object) -> None:
+    for bad in (
+        ConnectOptions(urls=("nats://127.0.0.1:1",), nkey_seed="nonsense"),
+        ConnectOptions(urls=("nats://127.0.0.1:1",), creds_file=Path("/nowhere/at.all")),
+    ):
+        with pytest.raises(Misconfigured, match=r"seed|creds"):
+            await connect(bad)
+    nkeys = pytest.importorskip("nkeys")
+    public = nkeys.from_seed(nkeys.encode_seed(b"0" * 32, nkeys.PREFIX_BYTE_USER)).public_key.decode()
+    seed = nkeys.encode_seed(b"0" * 32, nkeys.PREFIX_BYTE_USER).decode()
+    with PrivateServer(config=f"authorization {{ users: [ {{ nkey: {public} }} ] }}") as server:
+        with trio.fail_after(DEADLINE_S):
+            connection = await connect(ConnectOptions(urls=(server.url,), nkey_seed=seed))
+            await connection.aclose()
 
 
 async def test_an_old_server_is_refused(

@@ -29,7 +29,7 @@ async def filled(path: Path, count: int = 500) -> None:
     scope = store.scope(SCOPE)
     assert await scope.take_lease("NATS1") is not None
     body = b"x" * 700
-    outputs = [Output(n, "record", f"k{n}", f"k{n}_r", "r", "evt.a.b.c.r", f"m{n}", body) for n in range(1, count + 1)]
+    outputs = [Output(n, "event", f"k{n}", f"k{n}_e", "e", "evt.a.b.c.e", f"m{n}", body) for n in range(1, count + 1)]
     await scope.commit(Commit(1, outputs), no_probe)
     await store.close()
 
@@ -269,3 +269,12 @@ async def test_a_migration_that_fails_leaves_the_old_schema(tmp_path: Path, monk
     store = await SQLiteEventStore.open(path)
     assert not store.connection.table_exists(None, "half")
     await store.close()
+
+
+async def test_the_events_view_shows_scopes_names_and_text(tmp_path: Path) -> None:
+    await filled(tmp_path / "store.db", 2)
+    connection = apsw.Connection(os.fspath(tmp_path / "store.db"))
+    found = connection.execute("SELECT * FROM events ORDER BY event_id").fetchall()
+    assert [row[:7] for row in found] == [("acme", "main", "orders", None, None, "e", f"k{n}_e") for n in (1, 2)]
+    assert found[0][7] == "x" * 700
+    connection.close()

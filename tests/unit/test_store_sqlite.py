@@ -292,18 +292,6 @@ async def test_a_writer_in_the_way_is_transient(tmp_path: Path, monkeypatch: pyt
 # -- rows --------------------------------------------------------------------------------------------------------
 
 
-async def test_the_events_view_shows_scopes_names_and_text(tmp_path: Path) -> None:
-    store = await SQLiteEventStore.open(tmp_path / "store.db")
-    await store.scope(SCOPE).take_lease("NATS1")
-    await store.scope(SCOPE).commit(decisions(1, 1, 2, b"x" * 700), no_probe)
-    await store.close()
-    connection = apsw.Connection(os.fspath(tmp_path / "store.db"))
-    found = connection.execute("SELECT * FROM events ORDER BY event_id").fetchall()
-    assert found[0] == ("acme", "main", "orders", "000000001", 1, "created", "000000001_created", "x" * 700)
-    assert len(found) == 2
-    connection.close()
-
-
 async def test_a_turn_is_few_statements(tmp_path: Path) -> None:
     store = await SQLiteEventStore.open(tmp_path / "store.db", synchronous="OFF", offload=inline)
     scope = store.scope(SCOPE)

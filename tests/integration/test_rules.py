@@ -1,0 +1,301 @@
+"""Rules of the protocol that a kill alone does not test: pauses, second workers, broker loss, holds, scopes.
+
+Each test names the rule (docs/architecture.md) without which it fails.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+
+from chaos.case import run_case
+from chaos.checkers import judge
+from chaos.evidence import Evidence, Sent, collect
+from chaos.observer import Observer, open_observer
+from chaos.plan import Plan, parse_plan
+from chaos.workload import command, every_path
+from chaos.world import ProcessWorld, Zygote, open_zygote
+from meshforge_trio.server import PrivateServer
+from meshforge_trio.subjects import Scope
+
+SCOPE = Scope("default", "demo", "counter")
+APP = "chaos.agents:app"
+
+
+@pytest.fixture
+async def zygote(aio_loop: object) -> AsyncIterator[Zygote]:
+    async with open_zygote() as fork_server:
+        yield fork_server
+
+
+def adds(first: int, last: int, entity: str = "a") -> Sequence[Sent]:
+    return [
+        Sent(command(SCOPE, "add", n, {"amount": n, "tag": f"k{n}"}, entity_id=entity), expect=("decided",))
+        for n in range(first, last + 1)
+    ]
+
+
+async def evidence_of(world: ProcessWorld, sent: Sequence[Sent], observer: Observer, *, final: bool = True) -> Evidence:
+    return await collect(
+        observer.broker, world.store, sent, final=final, limit=3, calls=world.calls(), received=tuple(observer.received)
+    )
+
+
+def assert_holds(evidence: Evidence) -> None:
+    broken = [judgement for judgement in judge(evidence) if judgement.findings]
+    assert not broken, "\n".join(map(str, broken))
+
+
+async def logged(world: ProcessWorld, number: int, text: str) -> None:
+    """Return when worker `number` has logged `text`."""
+    worker = world.workers[number - 1]
+    while text not in world.tail(worker, 10_000):
+        assert not worker.ended.is_set(), world.tail(worker)
+        await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize("point", ["received", "before_store", "before_publish", "before_ack"])
+async def test_a_paused_engine_is_fenced(zygote: Zygote, nats_server: PrivateServer, point: str) -> None:
+    """R1: while it is stopped another takes over; when it goes on, its commit and its publishes are refused."""
+    plan = parse_plan(f"worker#1:{point}@3=stop")
+    sent = adds(1, 12)
+    async with (
+        ProcessWorld(APP, server=nats_server, zygote=zygote, plan=plan, engine={"batch": 1}, lease_ttl_s=0.5) as world,
+        open_observer(nats_server.url) as observer,
+    ):
+        with trio.fail_after(60):
+            await observer.send(sent)
+            paused = await world.spawn()
+            while not world.fired():
+                await trio.sleep(0.01)
+            successor = await world.spawn()
+            await world.serving(successor)
+            await observer.drained()
+            paused.send_signal(signal.SIGCONT)
+            # It learns that it is no longer the engine, and stands by: alive, but serving nothing.
+            await logged(world, 1, "ended")
+            assert await world.drain(paused) == 0
+            assert await world.drain(successor) == 0
+            assert_holds(await evidence_of(world, sent, observer))
+
+
+async def test_a_publish_that_comes_too_late_is_left_to_recovery(zygote: Zygote, nats_server: PrivateServer) -> None:
+    """R6: suspended between commit and publish for longer than half the window, it must read back first."""
+    plan = parse_plan("worker#1:before_publish@1=stop")
+    sent = adds(1, 1)
+    window = 1.0
+    async with (
+        ProcessWorld(
+            APP, server=nats_server, zygote=zygote, plan=plan, engine={"duplicate_window_s": window}, lease_ttl_s=30.0
+        ) as world,
+        open_observer(nats_server.url, duplicate_window_s=window) as observer,
+    ):
+        with trio.fail_after(60):
+            await observer.send(sent)
+            worker = await world.spawn()
+            while not world.fired():
+                await trio.sleep(0.01)
+            await trio.sleep(window)
+            worker.send_signal(signal.SIGCONT)
+            await logged(world, 1, "too late to publish")
+            await logged(world, 1, "published what the streams lacked")
+            await observer.drained()
+            assert await world.drain(worker) == 0
+            assert_holds(await evidence_of(world, sent, observer))
+
+
+def copy_of(server: PrivateServer, to: Path) -> None:
+    """Copy the store of a server that has been killed."""
+    shutil.copytree(server.store_dir, to)
+
+
+async def decided(world: ProcessWorld, server: PrivateServer, sent: Sequence[Sent]) -> list[tuple[str, bytes]]:
+    """Send and wait; a new observer each time, because the server dies in between."""
+    async with open_observer(server.url) as observer:
+        await observer.send(sent)
+        await observer.drained()
+        return list(observer.received)
+
+
+@pytest.mark.parametrize("alive", [True, False], ids=["living worker", "stopped worker"])
+async def test_what_the_broker_forgot_is_published_again(
+    zygote: Zygote, nats_server: PrivateServer, tmp_path: Path, alive: bool
+) -> None:
+    """R2, R3: the event stream goes back in time; the store gives back exactly what is missing, in order."""
+    early, late = adds(1, 6), adds(7, 12)
+    async with ProcessWorld(APP, server=nats_server, zygote=zygote, engine={"batch": 1}) as world:
+        with trio.fail_after(90):
+            worker = await world.spawn()
+            await decided(world, nats_server, early)
+            nats_server.kill()
+            copy_of(nats_server, tmp_path / "older")
+            nats_server.restart()
+            await decided(world, nats_server, late)
+            if not alive:
+                worker.send_signal(signal.SIGKILL)
+                await worker.ended.wait()
+            nats_server.kill()
+            shutil.rmtree(nats_server.store_dir)
+            shutil.copytree(tmp_path / "older", nats_server.store_dir)
+            nats_server.restart()
+            if not alive:
+                worker = await world.spawn()
+            await logged(world, worker.number, "published what the streams lacked")
+            async with open_observer(nats_server.url) as observer:
+                await observer.drained()
+                assert await world.drain(worker) == 0
+                evidence = await evidence_of(world, [*early, *late], observer)
+                assert_holds(attrs.evolve(evidence, received=()))
+                names = [
+                    message.subject.rsplit(".", 1)[1] for message in evidence.events if "counter" in message.subject
+                ]
+                assert names == ["added"] * 12
+
+
+@pytest.mark.parametrize("fault", ["kill", "pause"])
+async def test_the_server_goes_and_comes_back(zygote: Zygote, nats_server: PrivateServer, fault: str) -> None:
+    """R2: killed in mid-work, or silent for ten seconds: the runtime carries on with nothing lost or doubled."""
+    first, rest = adds(1, 20), adds(21, 40, "b")
+    async with ProcessWorld(APP, server=nats_server, zygote=zygote, engine={"batch": 1}) as world:
+        with trio.fail_after(90):
+            async with open_observer(nats_server.url) as observer:
+                await observer.send(first)
+            worker = await world.spawn()
+            await logged(world, 1, "serving")
+            if fault == "kill":
+                nats_server.kill()
+                nats_server.restart()
+            else:
+                nats_server.pause()
+                await trio.sleep(10)
+                nats_server.resume()
+            await decided(world, nats_server, rest)
+            assert await world.drain(worker) == 0
+            async with open_observer(nats_server.url) as observer:
+                evidence = await evidence_of(world, [*first, *rest], observer)
+            assert_holds(attrs.evolve(evidence, received=()))
+
+
+async def test_a_stream_made_anew_is_refused(zygote: Zygote, nats_server: PrivateServer) -> None:
+    """R3: no mark is confirmed, so publishing the whole history would be a guess: exit code 3."""
+    async with ProcessWorld(APP, server=nats_server, zygote=zygote) as world:
+        with trio.fail_after(60):
+            worker = await world.spawn()
+            await decided(world, nats_server, adds(1, 3))
+            assert await world.drain(worker) == 0
+            nats_server.kill()
+            shutil.rmtree(nats_server.store_dir)
+            nats_server.restart()
+            again = await world.spawn()
+            await again.ended.wait()
+            assert again.status == 3, world.tail(again)
+            assert "MESHFORGE_EVENTS was deleted and made anew" in world.tail(again)
+            async with open_observer(nats_server.url) as observer:
+                assert (await observer.broker.stream_facts("MESHFORGE_EVENTS")).messages == 0
+
+
+async def test_a_store_older_than_the_stream_is_refused(
+    zygote: Zygote, nats_server: PrivateServer, tmp_path: Path
+) -> None:
+    """R3: with a backup of yesterday the keys of today would be decided a second time: exit code 3."""
+    async with ProcessWorld(APP, server=nats_server, zygote=zygote) as world:
+        with trio.fail_after(60):
+            worker = await world.spawn()
+            await decided(world, nats_server, adds(1, 3))
+            assert await world.drain(worker) == 0
+            shutil.copytree(world.store.parent, tmp_path / "backup")
+            worker = await world.spawn()
+            await decided(world, nats_server, adds(4, 6))
+            assert await world.drain(worker) == 0
+            shutil.rmtree(world.store.parent)
+            shutil.copytree(tmp_path / "backup", world.store.parent)
+            again = await world.spawn()
+            await again.ended.wait()
+            assert again.status == 3, world.tail(again)
+            assert "the store is older than the stream" in world.tail(again)
+
+
+async def test_a_duplicate_is_echoed_and_not_stored(zygote: Zygote) -> None:
+    """R4: whoever sends again hears the same bytes; the stream keeps one copy."""
+    sent = [
+        *adds(1, 1),
+        *(
+            Sent(command(SCOPE, "add", n, {"amount": 1, "tag": "k1"}, entity_id="a", idempotency_key="k1"))
+            for n in range(2, 6)
+        ),
+    ]
+    result = await run_case(APP, sent, Plan(), zygote)
+    assert not result.broken, str(result)
+    heard = [body for _, body in result.evidence.received if b'"id":"c1_added"' in body]
+    assert len(heard) == 5
+    assert len(set(heard)) == 1
+    assert result.evidence.calls == {"k1": 1}
+
+
+async def test_a_failing_command_holds_its_entity_and_nobody_else(zygote: Zygote) -> None:
+    """R8: what comes behind it waits, untouched, in order; other entities are served meanwhile."""
+    sent = [
+        Sent(command(SCOPE, "explode", 1, {"tag": "k1"}, entity_id="hot"), expect=("dead",)),
+        *adds(2, 9, "hot"),
+        *adds(10, 19, "cold"),
+    ]
+    result = await run_case(APP, sent, Plan(), zygote, retry={"delays_s": (0.5,)})
+    assert not result.broken, str(result)
+    assert {result.evidence.calls[f"k{n}"] for n in range(2, 20)} == {1}
+    order = [row.key for row in sorted(result.evidence.rows.outputs, key=lambda row: row.n) if row.kind == "event"]
+    keys = [key for key in order if not key.startswith("evt:")]
+    assert keys[:10] == [f"k{n}" for n in range(10, 20)]
+    assert keys[10:] == [f"k{n}" for n in range(2, 10)]
+
+
+async def test_skip_lets_later_commands_pass(zygote: Zygote) -> None:
+    """R8, the other policy: with `hold_entity` off only the failing command waits."""
+    sent = [Sent(command(SCOPE, "explode", 1, {"tag": "k1"}, entity_id="a"), expect=("dead",)), *adds(2, 4)]
+    result = await run_case(APP, sent, Plan(), zygote, retry={"delays_s": (0.5,), "hold_entity": False})
+    broken = [judgement for judgement in result.broken if judgement.id != "G13"]
+    assert not broken, str(result)
+    first = {row.key: row.first_n for row in result.evidence.rows.keys if row.scope == SCOPE}
+    assert max(first[f"k{n}"] for n in (2, 3, 4)) < first["k1"]
+
+
+async def test_too_many_waiting_give_the_failing_one_up(zygote: Zygote) -> None:
+    """R8: what is held never fills `max_ack_pending`; beyond a quarter of it the failing command is dead at once."""
+    sent = [
+        Sent(command(SCOPE, "explode", 1, {"tag": "k1"}, entity_id="hot"), expect=("dead",)),
+        *adds(2, 40, "hot"),
+        *adds(41, 60, "cold"),
+    ]
+    # It would wait a minute; everything drains long before.
+    result = await run_case(
+        APP, sent, Plan(), zygote, retry={"delays_s": (60.0,)}, engine={"max_ack_pending": 64}, limit=0
+    )
+    assert not result.broken, str(result)
+    (letter,) = result.evidence.failed
+    assert b"hold_full" in letter.body or b"too many" in letter.body
+
+
+async def test_scopes_with_identical_ids_do_not_meet(zygote: Zygote) -> None:
+    """R10, G9: two tenants send the same ids, keys and entities; each gets its own events."""
+    other = Scope("other", "demo", "counter")
+    sent = [*every_path(SCOPE), *every_path(other)]
+    unique = [attrs.evolve(each, command=attrs.evolve(each.command, id=f"{each.command.id}")) for each in sent]
+    plan = parse_plan("worker#1:after_store@3=kill")
+    result = await run_case(APP, unique, plan, zygote, workspaces=("default/demo", "other/demo"), limit=0)
+    assert not result.broken, str(result)
+    ours = [
+        (row.n, row.kind, row.key, row.entity_id, row.version)
+        for row in result.evidence.rows.outputs
+        if row.scope == SCOPE
+    ]
+    theirs = [
+        (row.n, row.kind, row.key, row.entity_id, row.version)
+        for row in result.evidence.rows.outputs
+        if row.scope == other
+    ]
+    assert len(ours) == len(theirs) > 0
