@@ -33,7 +33,7 @@ check: install  ## lint, types, and the shape of the code
 	$(BIN)/python -m pytest -q tests/tidy
 
 bench: install  ## throughput, latency, recovery, memory
-	$(BIN)/python benchmarks/throughput.py $(ARGS)
+	$(BIN)/python -m benchmarks.throughput $(ARGS)
 
 format: install  ## format the code
 	$(BIN)/ruff check --fix --select I $(SOURCES)

@@ -27,6 +27,7 @@ class Observer:
 
     def __init__(self, broker: JetStreamBroker, connection: Connection, hear: Callable[[str], None] | None) -> None:
         self.broker = broker
+        self._connection = connection
         self._tell = hear
         self.received: list[tuple[str, bytes]] = []
         self._api = JetStreamApi(connection)
@@ -37,6 +38,10 @@ class Observer:
         self.received.append((msg_id, body))
         if self._tell is not None:
             self._tell(msg_id)
+
+    async def caught_up(self) -> None:
+        """Return when everything the server had sent before is heard."""
+        await self._connection.round_trip(5.0)
 
     async def send(self, sent: Sequence[Sent]) -> None:
         """Put the workload into the command stream, in order; the same id may be used in several scopes."""

@@ -280,7 +280,8 @@ class Decider:
             except Poison as unfit:
                 error = unfit
         if isinstance(error, Poison):
-            return self._dead(call.incoming, error.code, error.reason, error.field)
+            field = None if error.field is None else told(error.field)
+            return self._dead(call.incoming, told(error.code), error.reason, field)
         return self._fail(call, f"{type(error).__name__}: {error}")
 
     def _refuse(self, call: _Call, error: Refused) -> Verdict:

@@ -19,6 +19,7 @@ from meshforge_trio.envelope import (
     CommandEnvelope,
     EventEnvelope,
     JsonObject,
+    SecurityContext,
     canonical,
     encode_fields,
     principal_fields,
@@ -42,6 +43,7 @@ __all__ = ["Cause", "Drafter", "as_message", "headers_of", "told"]
 #: How much of an error's text is stored and published.
 _ERROR_LENGTH_MAX = 2000
 _ENTITY_LENGTH_MAX = 256
+_PRINCIPALS_MAX = 1024
 #: Ids longer than this are replaced by their hash, so that a chain of agents cannot outgrow the limit.
 _STEM_LENGTH_MAX = 160
 _TRACEPARENT = re.compile(rb"traceparent:\s*[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}\s*", re.IGNORECASE)
@@ -72,6 +74,7 @@ class Drafter:
         seed = "\0".join((scope.tenant, scope.workspace, scope.agent)).encode()
         self._seed = hashlib.sha256(seed + b"\0")
         self._subjects: dict[str, str] = {}
+        self._principals: dict[str | None, JsonObject] = {}
         self._fixed = {"tenant": scope.tenant, "workspace": scope.workspace, "agent": scope.agent}
 
     def cause(self, incoming: Incoming, now: float, generation: int) -> Cause:
@@ -173,9 +176,8 @@ class Drafter:
         """What every output takes from its cause, in the order of the envelope's fields."""
         message = cause.message
         if cause.common is None:
-            principal = as_agent(self._scope.agent, None if message is None else message.security_context)
             cause.common = {
-                "security_context": principal_fields(principal),
+                "security_context": self._principal(None if message is None else message.security_context),
                 "trace_id": cause.trace_id,
                 "span_id": "",
                 "ts": cause.ts,
@@ -186,6 +188,16 @@ class Drafter:
             cause.common["schema_version"] = 1
         cause.common["span_id"] = msg_id[:16]
         return cause.common
+
+    def _principal(self, cause: SecurityContext | None) -> JsonObject:
+        """This agent as a principal, on behalf of whoever began the chain; principals repeat."""
+        origin = None if cause is None else cause.on_behalf_of or cause.principal_id
+        found = self._principals.get(origin)
+        if found is None:
+            if len(self._principals) >= _PRINCIPALS_MAX:
+                self._principals.clear()
+            found = self._principals[origin] = principal_fields(as_agent(self._scope.agent, cause))
+        return found
 
     def dead_letter(self, cause: Cause, incoming: Incoming, story: Mapping[str, object]) -> Output:
         """The original message with the story of its failure, as JSON.

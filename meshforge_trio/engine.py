@@ -194,7 +194,7 @@ class RuntimeEngine:
     # -- turns -------------------------------------------------------------------------------------------------
 
     async def _serve(self, session: Session, suspicion: _Suspicion) -> None:
-        send, arrivals = trio.open_memory_channel[Sequence[Delivery]](0)
+        send, arrivals = trio.open_memory_channel[Sequence[Incoming]](0)
         async with trio.open_nursery() as feeders:
             for consumer in session.consumers.values():
                 feeders.start_soon(self._feed, session, consumer, send.clone())
@@ -202,16 +202,15 @@ class RuntimeEngine:
             send.close()
             async with trio.open_nursery() as turns:
                 while not self._stopping.is_set():
-                    deliveries = await self._arrived(session, arrivals)
-                    incoming = [read_delivery(d, self.scope, self._adapter) for d in deliveries]
+                    incoming = await self._arrived(session, arrivals)
                     await self._run(session, suspicion, incoming, turns)
             # Every turn has ended: nothing is in hand that was not settled.
             await session.write_mark(clean=True)
             feeders.cancel_scope.cancel()
 
     async def _arrived(
-        self, session: Session, arrivals: trio.MemoryReceiveChannel[Sequence[Delivery]]
-    ) -> Sequence[Delivery]:
+        self, session: Session, arrivals: trio.MemoryReceiveChannel[Sequence[Incoming]]
+    ) -> Sequence[Incoming]:
         """The next deliveries; the newest mark is written by itself when there are none for a while."""
         with trio.move_on_after(self._settings.idle_mark_s) as self._receiving:
             return await arrivals.receive()
@@ -225,16 +224,16 @@ class RuntimeEngine:
         return ()
 
     async def _feed(
-        self, session: Session, consumer: Consumer, send: trio.MemorySendChannel[Sequence[Delivery]]
+        self, session: Session, consumer: Consumer, send: trio.MemorySendChannel[Sequence[Incoming]]
     ) -> None:
-        """Pull while the lease holds. Its task ends with the session."""
+        """Pull while the lease holds, and read what comes while the turn before is being committed."""
         async with send:
             while True:
                 session.check_lease()
                 consumer.pull()
                 deliveries = await consumer.take(self._settings.batch)
                 if deliveries:
-                    await send.send(deliveries)
+                    await send.send([read_delivery(d, self.scope, self._adapter) for d in deliveries])
 
     async def _extend(self, session: Session) -> None:
         """Deliveries in hand are extended until their turn ends, so a redelivery means dead, paused or cut off."""

@@ -10,8 +10,11 @@ import hashlib
 import json
 import math
 import re
+import typing
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal, get_args
+from collections.abc import Set as AbstractSet
+from types import NoneType
+from typing import Any, Final, Literal, get_args, get_origin
 
 import attrs
 import cattrs
@@ -43,6 +46,7 @@ __all__ = [
 JsonObject = dict[str, Any]
 PrincipalType = Literal["user", "agent", "service", "system"]
 
+_PRINCIPALS_MAX: Final = 1024
 _KEY_LENGTH_MAX: Final = 256
 _ID: Final = re.compile(r"[\x21-\x7e]{1,256}")
 _TRACE: Final = re.compile(r"[0-9a-f]{32}")
@@ -137,26 +141,64 @@ def converter(*, detailed: bool = False, forbid_extra_keys: bool = True) -> catt
     for kind in (str, int, bool):
         made.register_structure_hook(kind, _strict(kind))
     made.register_structure_hook(float, _strict_float)
+
+    def sorted_list(values: AbstractSet[Any]) -> list[Any]:
+        # The order of a set differs from process to process, and these bytes are hashed.
+        return sorted((made.unstructure(value) for value in values), key=canonical)
+
+    made.register_unstructure_hook_func(_is_set, sorted_list)
     return made
 
 
-def _optional(kind: type) -> Callable[[Any, Any], Any]:
+def _is_set(kind: Any) -> bool:
+    origin = get_origin(kind) or kind
+    return isinstance(origin, type) and issubclass(origin, AbstractSet)
+
+
+def _structurer(kind: type) -> Callable[[Any, Any], Any]:
+    """A structure function for an envelope: one look per field that is there, half the time of a generated one."""
+    hints = typing.get_type_hints(kind)
+    allowed: dict[str, frozenset[type]] = {
+        name: frozenset(typing.get_origin(part) or part for part in typing.get_args(hint) or (hint,))
+        for name, hint in hints.items()
+        if hint != JsonObject
+    }
+    allowed["payload"] = frozenset({dict})
+    allowed["ts"] = frozenset({float, int, NoneType})
+    allowed["security_context"] = frozenset({dict, NoneType})
+
     def structure(value: Any, _: Any) -> Any:
-        if value is None or type(value) is kind:
-            return value
-        raise TypeError(f"expected {kind.__name__} or null, got {type(value).__name__}")
+        for name, item in value.items():
+            if type(item) not in allowed[name]:
+                raise TypeError(name)
+        context = value.get("security_context")
+        if context is not None:
+            value = {**value, "security_context": _principal(context)}
+        ts = value.get("ts")
+        if type(ts) is int:
+            value = {**value, "ts": float(ts)}
+        return kind(**value)
 
     return structure
 
 
+def _principal(fields: JsonObject) -> SecurityContext:
+    """Principals repeat, so those seen last are kept."""
+    key = (fields.get("principal_id"), fields.get("principal_type"), fields.get("on_behalf_of"), len(fields))
+    found = _principals.get(key)
+    if found is None:
+        found = _fast.structure(fields, SecurityContext)
+        if len(_principals) >= _PRINCIPALS_MAX:
+            _principals.clear()
+        _principals[key] = found
+    return found
+
+
+_principals: dict[tuple[Any, ...], SecurityContext] = {}
 _slow = converter(detailed=True)
 _fast = converter()
-# One call for an optional field instead of two: half the time of decoding.
-_fast.register_structure_hook_func(lambda kind: kind == str | None, _optional(str))
-_fast.register_structure_hook_func(lambda kind: kind == int | None, _optional(int))
-_fast.register_structure_hook_func(lambda kind: kind == JsonObject, _strict(dict))
-_structure_command = _fast.get_structure_hook(CommandEnvelope)
-_structure_event = _fast.get_structure_hook(EventEnvelope)
+_structure_command = _structurer(CommandEnvelope)
+_structure_event = _structurer(EventEnvelope)
 _COMMAND_FIELDS: Final = tuple(a.name for a in attrs.fields(CommandEnvelope))
 _EVENT_FIELDS: Final = tuple(a.name for a in attrs.fields(EventEnvelope))
 

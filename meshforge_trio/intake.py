@@ -6,6 +6,7 @@ Every message gets a key here, also one that cannot be read: `raw:` and the SHA-
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import attrs
 
@@ -58,7 +59,7 @@ def raw_key(delivery: Delivery) -> tuple[str, bytes]:
     return f"raw:{total.hexdigest()}", total.digest()
 
 
-def read_delivery(delivery: Delivery, scope: Scope, adapter: AgentAdapter[object]) -> Incoming:
+def read_delivery(delivery: Delivery, scope: Scope, adapter: AgentAdapter[Any]) -> Incoming:
     """Decode and check one delivery. Never raises for what a message contains."""
     try:
         address = parse_subject(delivery.subject)
@@ -76,7 +77,7 @@ def read_delivery(delivery: Delivery, scope: Scope, adapter: AgentAdapter[object
         return Incoming(delivery, key, digest, fault=fault)
 
 
-def _read_command(delivery: Delivery, scope: Scope, adapter: AgentAdapter[object]) -> Incoming:
+def _read_command(delivery: Delivery, scope: Scope, adapter: AgentAdapter[Any]) -> Incoming:
     command = decode_command(delivery.body)
     violation = check(parse_subject(delivery.subject), command)
     if violation is not None:
@@ -98,7 +99,7 @@ def _read_command(delivery: Delivery, scope: Scope, adapter: AgentAdapter[object
     return Incoming(delivery, name, payload_hash(command), command, command.entity_id)
 
 
-def _read_event(delivery: Delivery, adapter: AgentAdapter[object]) -> Incoming:
+def _read_event(delivery: Delivery, adapter: AgentAdapter[Any]) -> Incoming:
     event = decode_event(delivery.body)
     violation = check(parse_subject(delivery.subject), event)
     if violation is not None:

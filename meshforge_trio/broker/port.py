@@ -88,7 +88,7 @@ class StreamFacts:
     max_msg_size: int
 
 
-@attrs.frozen
+@attrs.define
 class Message:
     """Something to publish. `headers` values are ASCII without CR or LF."""
 
@@ -98,7 +98,7 @@ class Message:
     headers: Mapping[str, str] = attrs.field(factory=dict)
 
 
-@attrs.frozen
+@attrs.define
 class PubAck:
     """The stream's answer. `seq` is 0 where `error` says why it was refused; `error_code` is the server's err_code."""
 
@@ -123,7 +123,7 @@ class Delivery:
     num_delivered: int
 
 
-@attrs.frozen
+@attrs.define
 class Settlement:
     """What becomes of a delivery: `delay_s` None is ACK, else NAK with that delay in seconds."""
 

@@ -70,19 +70,21 @@ class _Commands(click.Group):
         """Run the command; its return value is the exit code."""
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
-        except KeyboardInterrupt:
-            return ExitCode.INTERRUPTED
         except Exception as error:
+            leaf = worst(error)
+            if isinstance(leaf, BrokenPipeError):
+                # The reader of a pipe has had enough; a second failure at the interpreter's end would only be noise.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return ExitCode.OK
             if ctx.params["debug"]:
                 raise
-            return _told(error)
+            return _told(leaf)
 
 
-def _told(error: Exception) -> int:
+def _told(leaf: BaseException) -> int:
     """Say what went wrong in one line; the exit code that goes with it."""
-    leaf = worst(error)
     message = str(leaf) or type(leaf).__name__
     if isinstance(leaf, SessionLost):
         message += ". Is the server running? `meshforge nats` starts a private one; --url names another"
@@ -110,8 +112,4 @@ def main() -> NoReturn:
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         code = ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        # The reader of a pipe has had enough; a second failure at the interpreter's end would only be noise.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = ExitCode.OK
     sys.exit(code or ExitCode.OK)

@@ -171,7 +171,9 @@ class Shop:
                     os.killpg(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     continue  # it is gone, as it should be
-            process.communicate(timeout=DEADLINE_S)
+            if process.stdout is not None:
+                process.stdout.close()
+            process.wait(DEADLINE_S)
 
     @contextmanager
     def served(self, *args: str, env: dict[str, str] | None = None) -> Iterator[Running]:

@@ -363,6 +363,20 @@ def test_nats_keeps_a_store_directory_that_was_named(offline: Shop) -> None:
     assert (kept / "jetstream").is_dir()
 
 
+def test_a_reader_that_has_had_enough_is_no_error(at: Shop) -> None:
+    with at.served():
+        for entity in ("o-1", "o-2"):
+            at.answers("call", "order", "create", "--entity", entity)
+        with at.starts("tail", "--from-start", "--json") as tail:
+            assert tail.process.stdout is not None
+            tail.process.stdout.readline()
+            tail.process.stdout.readline()
+            tail.process.stdout.close()
+            at.answers("call", "order", "create", "--entity", "o-3")
+            assert tail.ended() == ExitCode.OK
+            assert tail.log.read_text() == ""
+
+
 def test_schema_and_help(offline: Shop) -> None:
     command = offline.answers("schema", "command")
     assert command["title"] == "CommandEnvelope"

@@ -238,6 +238,42 @@ async def test_a_duplicate_is_echoed_and_not_stored(zygote: Zygote) -> None:
     assert result.evidence.calls == {"k1": 1}
 
 
+async def test_a_duplicate_beyond_the_window_leaves_one_copy(zygote: Zygote, nats_server: PrivateServer) -> None:
+    """R4: when the stream has forgotten the Msg-Id, only the echo's header keeps a second copy out."""
+    window = 0.3
+    again = Sent(command(SCOPE, "add", 2, {"amount": 1, "tag": "k1"}, entity_id="a", idempotency_key="k1"))
+    async with (
+        ProcessWorld(APP, server=nats_server, zygote=zygote, engine={"duplicate_window_s": window}) as world,
+        open_observer(nats_server.url, duplicate_window_s=window) as observer,
+    ):
+        with trio.fail_after(60):
+            worker = await world.spawn()
+            await observer.send(adds(1, 1))
+            await world.serving(worker)
+            await observer.drained()
+            await trio.sleep(window * 3)
+            await observer.send([again])
+            await observer.drained()
+            assert await world.drain(worker) == 0
+            evidence = await evidence_of(world, [*adds(1, 1), again], observer)
+            assert_holds(evidence)
+            heard = [body for _, body in observer.received if b'"id":"c1_added"' in body]
+            assert len(heard) == 2
+            assert heard[0] == heard[1]
+
+
+async def test_a_query_is_answered_and_leaves_no_trace(zygote: Zygote) -> None:
+    """R9: answered after the commit of what came before it, from the state it left; nothing is stored."""
+    ask = [Sent(command(SCOPE, "get", n, entity_id="a", idempotency_key=None), query=True) for n in (2, 3)]
+    result = await run_case(APP, [*adds(1, 1), *ask], Plan(), zygote)
+    assert not result.broken, str(result)
+    answers = [body for _, body in result.evidence.received if b'"name":"found"' in body]
+    assert len(answers) == 2
+    assert all(b'"total":1' in body for body in answers)
+    assert not [m for m in result.evidence.events if m.subject.endswith(".found")]
+    assert {row.key for row in result.evidence.rows.keys if row.scope == SCOPE} == {"k1"}
+
+
 async def test_a_failing_command_holds_its_entity_and_nobody_else(zygote: Zygote) -> None:
     """R8: what comes behind it waits, untouched, in order; other entities are served meanwhile."""
     sent = [

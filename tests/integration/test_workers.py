@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 from meshforge_trio.policy import ExitCode
 from meshforge_trio.server import PrivateServer
-from meshforge_trio.workers import supervise, worst_code
+from meshforge_trio.workers import worst_code
 
 from .cli_world import DEADLINE_S, Running, Shop, alive, eventually, shop
 
@@ -27,6 +28,18 @@ def at(tmp_path: Path, nats_server: PrivateServer) -> Shop:
 def script(text: str) -> list[str]:
     """The command of a worker that is no worker; its number is `sys.argv[2]`, the parent's pipe `sys.argv[4]`."""
     return [sys.executable, "-c", f"import os, pathlib, signal, sys, time\n{text}"]
+
+
+@contextmanager
+def supervising(command: list[str], workers: int, drain_s: float) -> Iterator[subprocess.Popen[bytes]]:
+    """A parent of such workers."""
+    text = f"from meshforge_trio.workers import supervise\nsys.exit(supervise({command!r}, {workers}, {drain_s}))"
+    process = subprocess.Popen(script(text), process_group=0)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def pids(parent: Running, times: int) -> dict[int, int]:
@@ -63,14 +76,16 @@ def test_what_a_restart_would_only_repeat_ends_everything(code: int, tmp_path: P
         f"if sys.argv[2] == '1': sys.exit({code})\n"
         "time.sleep(3600)"
     )
-    assert supervise(command, 2, 5) == code
+    with supervising(command, 2, 5) as parent:
+        assert parent.wait(DEADLINE_S) == code
     assert sorted(tally.read_text()) == ["0", "1"]
 
 
 def test_workers_that_die_too_often_end_everything(tmp_path: Path) -> None:
     tally = tmp_path / "starts"
     command = script(f"with open({str(tally)!r}, 'a') as starts: starts.write(sys.argv[2])\nsys.exit(7)")
-    assert supervise(command, 1, 5) == ExitCode.TOO_MANY_RESTARTS
+    with supervising(command, 1, 5) as parent:
+        assert parent.wait(DEADLINE_S) == ExitCode.TOO_MANY_RESTARTS
     assert tally.read_text() == "0" * 6
 
 
@@ -80,17 +95,12 @@ def test_a_worker_that_does_not_drain_is_killed(tmp_path: Path) -> None:
         f"(pathlib.Path({str(tmp_path)!r}) / sys.argv[2]).write_text(str(os.getpid()))\n"
         "time.sleep(3600)"
     )
-    parent = f"import sys; from meshforge_trio.workers import supervise; sys.exit(supervise({deaf!r}, 2, 0.1))"
-    process = subprocess.Popen([sys.executable, "-c", parent], process_group=0)
-    try:
+    with supervising(deaf, 2, 0.1) as parent:
         marks = [tmp_path / "0", tmp_path / "1"]
         eventually(lambda: all(mark.exists() and mark.read_text() for mark in marks), "both workers are deaf")
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(DEADLINE_S) == ExitCode.FAILED
+        parent.send_signal(signal.SIGTERM)
+        assert parent.wait(DEADLINE_S) == ExitCode.FAILED
         assert not any(alive(int(mark.read_text())) for mark in marks)
-    finally:
-        process.kill()
-        process.wait()
 
 
 # --- real workers

@@ -1,0 +1,1 @@
+"""Measurements, run by `make bench`. Rates are for comparing within one run: machines differ."""
