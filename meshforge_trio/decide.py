@@ -63,6 +63,7 @@ class Decider:
         self._mismatched: dict[tuple[str, bytes], Verdict] = {}
         self._failed_here: dict[str, float] = {}
         self._failed_keys: dict[str, float] = {}
+        self._passed: set[tuple[str, int]] = set()
 
     # -- the batch ---------------------------------------------------------------------------------------------
 
@@ -71,7 +72,7 @@ class Decider:
         if self._adapter.concurrent:
             verdicts = await self._decide_side_by_side(batch)
         else:
-            verdicts = [self._step(incoming) for incoming in batch]
+            verdicts = [self._passing(self._step(incoming)) for incoming in batch]
         return assemble(self._make_room(verdicts), Commit(epoch), next_n, self._entities, self._waiting)
 
     def _step(self, incoming: Incoming) -> Verdict:
@@ -96,7 +97,7 @@ class Decider:
 
         async def run(lane: list[int]) -> None:
             for i in lane:
-                verdicts[i] = await self._step_awaiting(batch[i])
+                verdicts[i] = self._passing(await self._step_awaiting(batch[i]))
 
         async with trio.open_nursery() as nursery:
             for lane_indices in lanes.values():
@@ -181,7 +182,7 @@ class Decider:
         wait = self._failed_keys.get(incoming.key)
         if wait is not None or incoming.query:
             return wait
-        wait = self._waiting.delay_s(incoming, self._now)
+        wait = self._waiting.delay_s(incoming, self._now, self._passed)
         if wait is None and self._policy.hold_entity and incoming.entity_id is not None:
             wait = self._failed_here.get(incoming.entity_id)
         return wait
@@ -354,6 +355,12 @@ class Decider:
         if holder is None or holder.key in self._decided:
             return []
         return [self._dead(holder, "hold_full", "too many later commands of its entity wait for it")]
+
+    def _passing(self, verdict: Verdict) -> Verdict:
+        if verdict.wait_s is None and self._waiting.parked:
+            # What waited for it to come back need not wait for the next turn.
+            self._passed.add((verdict.incoming.delivery.stream, verdict.incoming.delivery.stream_seq))
+        return verdict
 
     def _settled(self, verdict: Verdict) -> Verdict:
         self._decided[verdict.incoming.key] = verdict

@@ -8,7 +8,7 @@ brings everything again in stream order, so `parked` starts empty.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from meshforge_trio.intake import Incoming
 from meshforge_trio.policy import RetryPolicy
@@ -76,8 +76,11 @@ class Waiting:
         """Which command an entity is held for."""
         return None if entity_id is None else self._key_of_entity.get(entity_id)
 
-    def delay_s(self, incoming: Incoming, now: float) -> float | None:
-        """How long this delivery must still wait; `None` lets it run."""
+    def delay_s(self, incoming: Incoming, now: float, passed: Container[tuple[str, int]] = ()) -> float | None:
+        """How long this delivery must still wait; `None` lets it run.
+
+        `passed` are (stream, sequence) that this turn has decided: parked still, and not to be waited for.
+        """
         own = self._failing.get(incoming.key)
         if own is not None and own.next_at > now:
             return own.next_at - now
@@ -86,8 +89,9 @@ class Waiting:
         holder = self._key_of_entity.get(incoming.entity_id)
         if holder is not None and holder != incoming.key:
             return max(self._failing[holder].next_at - now, SOON_S)
-        earlier = self._parked.get((incoming.delivery.stream, incoming.entity_id))
-        if earlier and min(earlier) < incoming.delivery.stream_seq:
+        stream, here = incoming.delivery.stream, incoming.delivery.stream_seq
+        earlier = self._parked.get((stream, incoming.entity_id))
+        if earlier and any(seq < here and (stream, seq) not in passed for seq in earlier):
             return SOON_S
         return None
 

@@ -1,8 +1,8 @@
 """The crossing between Trio and nats-py, which runs on asyncio through trio-asyncio.
 
-nats-py dials, authenticates, keeps the connection alive and parses what arrives. Everything else is ours:
+nats-py dials, authenticates, keeps the connection alive and parses what is not a message. The rest is ours:
 
-* What arrives goes from its parser straight to a plain function: no message object, no queue, no task.
+* What arrives goes from the parser straight to a plain function: no message object, no queue, no task.
 * What leaves is built here as bytes and written in one piece per batch. Nothing crosses per message.
 * nats-py never reconnects. A connection is one session: any doubt about it ends it, for good, with a reason.
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import importlib.metadata
-import inspect
 import os
 import secrets
 import ssl
@@ -23,7 +22,6 @@ import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -35,13 +33,12 @@ import trio
 import trio_asyncio
 from nats.aio.client import Client
 from nats.aio.transport import TcpTransport
+from nats.protocol.parser import Parser
 
-from meshforge_trio.errors import Misconfigured, Poison, SessionLost
+from meshforge_trio.broker.frames import MessageParser, Receiver, checked_subject, hpub, pub, status_of
+from meshforge_trio.errors import Misconfigured, SessionLost
 
 __all__ = ["Connection", "ConnectOptions", "Receiver", "connect", "hpub", "open_loop", "pub", "status_of"]
-
-#: Called with subject, reply, headers (`None` if the message has none) and body. Must not raise and must not wait.
-Receiver = Callable[[bytes, bytes, bytes | None, bytes], None]
 
 _CONNECT_S: Final = 5.0
 _CLOSE_S: Final = 2.0
@@ -50,8 +47,6 @@ _PING_S: Final = 5
 _PROBES_MISSED_MAX: Final = 2
 # Far above what nats-py numbers its own subscriptions with.
 _FIRST_SID: Final = 1_000_000
-# A control line above 4096 bytes makes the server close the connection.
-_SUBJECT_LENGTH_MAX: Final = 1024
 _SUITABLE_SCHEMES: Final = frozenset({"nats", "tls"})
 
 # trio-asyncio carries no types.
@@ -83,75 +78,21 @@ class ConnectOptions:
     probe_s: float = 2.0
 
 
-@lru_cache(maxsize=8192)
-def _checked_subject(subject: str) -> str:
-    if not subject or len(subject) > _SUBJECT_LENGTH_MAX or any(c.isspace() or ord(c) < 0x20 for c in subject):
-        raise Poison(f"{subject!r:.100} cannot be sent as a subject", code="bad_subject", field="subject")
-    return subject
-
-
-def pub(subject: str, reply: str, body: bytes) -> bytes:
-    """A PUB frame; `reply` may be empty.
-
-    Raises:
-        Poison: the subject would break the protocol.
-    """
-    return b"%b%b\r\n" % (f"PUB {_checked_subject(subject)} {reply} {len(body)}\r\n".encode(), body)
-
-
-def hpub(subject: str, reply: str, msg_id: str, headers: Mapping[str, str], body: bytes, *, limit: int) -> bytes:
-    """An HPUB frame with `Nats-Msg-Id` and `headers`; `limit` is the server's max_payload.
-
-    Raises:
-        Poison: subject or headers would break the protocol, or headers and body together exceed `limit`
-            (the server answers that by closing the connection).
-    """
-    block = f"NATS/1.0\r\nNats-Msg-Id: {msg_id}\r\n"
-    if headers:
-        block += "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-    block += "\r\n"
-    lines = len(headers) + 3
-    if not block.isascii() or block.count("\n") != lines or block.count("\r") != lines:
-        raise Poison(f"headers of {msg_id!r:.100} are not plain ASCII", code="bad_header", field="headers")
-    size = len(block) + len(body)
-    if size > limit:
-        raise Poison(
-            f"message {msg_id!r:.100} has {size} bytes, the server takes {limit}", code="too_large", field="payload"
-        )
-    control = f"HPUB {_checked_subject(subject)} {reply} {len(block)} {size}\r\n{block}"
-    return b"%b%b\r\n" % (control.encode(), body)
-
-
-def status_of(headers: bytes | None) -> int:
-    """The number in a status line such as `NATS/1.0 408 Request Timeout`; 0 for the headers of a message."""
-    if headers is None or headers[8:9] != b" ":
-        return 0
-    code = headers[9:12]
-    return int(code) if code.isdigit() else 0
-
-
 class _Parsing(Client):
-    """nats-py's client with one method replaced: what its parser does with a message."""
+    """nats-py's client with another parser in it, which hands messages to `receivers` by the subscription's number."""
 
     def __init__(self) -> None:
         super().__init__()
         self.receivers: dict[int, Receiver] = {}
-
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
-        receiver = self.receivers.get(sid)
-        if receiver is not None:
-            receiver(subject, reply, headers, data)
-        # A message for a subscription that was just given up is nobody's.
+        self._ps = MessageParser(self, self.receivers)
 
 
 def _check_client() -> None:
     """Whether nats-py still has the private names this module leans on."""
-    parameters = list(inspect.signature(Client._process_msg).parameters)
     client, transport = Client(), TcpTransport()  # type: ignore[no-untyped-call]
-    missing = [name for name in ("_transport", "_server_info", "_reading_task") if not hasattr(client, name)]
+    missing = [name for name in ("_transport", "_server_info", "_reading_task", "_ps") if not hasattr(client, name)]
     missing += [name for name in ("_io_writer",) if not hasattr(transport, name)]
-    if parameters != ["self", "sid", "subject", "reply", "data", "headers"]:
-        missing.append(f"_process_msg({', '.join(parameters)})")
+    missing += [name for name in ("parse", "reset") if not hasattr(Parser, name)]
     if missing:
         version = importlib.metadata.version("nats-py")
         raise Misconfigured(
@@ -219,7 +160,7 @@ class Connection:
         """
         sid, self._next_sid = self._next_sid, self._next_sid + 1
         self._client.receivers[sid] = receiver
-        self.write(f"SUB {_checked_subject(subject)}  {sid}\r\n".encode())
+        self.write(f"SUB {checked_subject(subject)}  {sid}\r\n".encode())
         return sid
 
     def unsubscribe(self, sid: int) -> None:

@@ -40,6 +40,8 @@ _LIMITS: Final[Mapping[str, JsonObject]] = {
     "name": _TOKEN,
     "idempotency_key": _KEY,
     "entity_id": _KEY,
+    "causation_id": _KEY,
+    "correlation_id": _KEY,
     "expected_version": {"minimum": 0, "maximum": 2**63 - 1},
     "trace_id": _pattern(envelope._TRACE),
     "span_id": _pattern(envelope._SPAN),

@@ -26,8 +26,14 @@ def at(tmp_path: Path, nats_server: PrivateServer) -> Shop:
 
 
 def script(text: str) -> list[str]:
-    """The command of a worker that is no worker; its number is `sys.argv[2]`, the parent's pipe `sys.argv[4]`."""
+    """A command in Python."""
     return [sys.executable, "-c", f"import os, pathlib, signal, sys, time\n{text}"]
+
+
+def worker(text: str) -> list[str]:
+    """The command of a worker that serves nothing; its number is `sys.argv[2]`. It ends with its parent."""
+    watch = "from meshforge_trio.workers import end_with_parent\nend_with_parent(int(sys.argv[4]))\n"
+    return script(watch + text)
 
 
 @contextmanager
@@ -70,7 +76,7 @@ def test_the_severest_code_wins(codes: list[int], worst: int) -> None:
 @pytest.mark.parametrize("code", [ExitCode.MISCONFIGURED, ExitCode.STORE_BROKEN, ExitCode.TOO_MANY_RESTARTS])
 def test_what_a_restart_would_only_repeat_ends_everything(code: int, tmp_path: Path) -> None:
     tally = tmp_path / "starts"
-    command = script(
+    command = worker(
         f"with open({str(tally)!r}, 'a') as starts: starts.write(sys.argv[2])\n"
         f"while '0' not in pathlib.Path({str(tally)!r}).read_text(): time.sleep(0.01)\n"
         f"if sys.argv[2] == '1': sys.exit({code})\n"
@@ -83,14 +89,14 @@ def test_what_a_restart_would_only_repeat_ends_everything(code: int, tmp_path: P
 
 def test_workers_that_die_too_often_end_everything(tmp_path: Path) -> None:
     tally = tmp_path / "starts"
-    command = script(f"with open({str(tally)!r}, 'a') as starts: starts.write(sys.argv[2])\nsys.exit(7)")
+    command = worker(f"with open({str(tally)!r}, 'a') as starts: starts.write(sys.argv[2])\nsys.exit(7)")
     with supervising(command, 1, 5) as parent:
         assert parent.wait(DEADLINE_S) == ExitCode.TOO_MANY_RESTARTS
     assert tally.read_text() == "0" * 6
 
 
 def test_a_worker_that_does_not_drain_is_killed(tmp_path: Path) -> None:
-    deaf = script(
+    deaf = worker(
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         f"(pathlib.Path({str(tmp_path)!r}) / sys.argv[2]).write_text(str(os.getpid()))\n"
         "time.sleep(3600)"

@@ -123,6 +123,8 @@ class Desk:
     waiting: Waiting = attrs.field(init=False)
     cache: Cache = attrs.field(factory=lambda: Cache(100))
     _seq: int = 0
+    # What was NAKed comes again under its old sequence.
+    _put_back: dict[tuple[str, bytes], int] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         self.waiting = Waiting([], self.policy, self.held_max)
@@ -135,8 +137,9 @@ class Desk:
         return self.arrive(subject or event_subject(own, message.name), encode(message), headers, EVENTS)
 
     def arrive(self, subject: str, body: bytes, headers: bytes = b"", stream: str = COMMANDS) -> Incoming:
-        self._seq += 1
-        arrived = delivery(subject, body, self._seq, headers=headers, stream=stream)
+        seq = self._put_back.get((subject, body), self._seq + 1)
+        self._seq = max(self._seq, seq)
+        arrived = delivery(subject, body, seq, headers=headers, stream=stream)
         return read_delivery(arrived, self.scope, self.adapter)
 
     def reading(self) -> Reading:
@@ -186,8 +189,17 @@ class Desk:
         for verdict in plan.verdicts:
             if verdict.attempt is not None:
                 self.waiting.fail(verdict.attempt, verdict.incoming)
-            (self.waiting.unpark if verdict.wait_s is None else self.waiting.park)(verdict.incoming)
+            self._settle(verdict.incoming, verdict.wait_s)
         return plan
+
+    def _settle(self, incoming: Incoming, wait_s: float | None) -> None:
+        name = (incoming.delivery.subject, incoming.delivery.body)
+        if wait_s is None:
+            self.waiting.unpark(incoming)
+            self._put_back.pop(name, None)
+        else:
+            self.waiting.park(incoming)
+            self._put_back.setdefault(name, incoming.delivery.stream_seq)
 
     def take(self, *batch: CommandEnvelope | EventEnvelope) -> Plan:
         """A turn over messages that arrive now."""

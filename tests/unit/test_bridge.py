@@ -215,11 +215,15 @@ async def test_an_old_server_is_refused(
 async def test_a_changed_nats_py_is_named(
     aio_loop: object, nats_server: PrivateServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def renamed(self: Client, message: object) -> None:
+    class Later(Client):
         """As a later version might have it."""
 
-    monkeypatch.setattr(Client, "_process_msg", renamed)
-    with pytest.raises(Misconfigured, match=r"nats-py 2\.\d+\.\d+ changed inside \(_process_msg\(self, message\)\)"):
+        def __init__(self) -> None:
+            super().__init__()
+            del self._server_info
+
+    monkeypatch.setattr("meshforge_trio.broker.bridge.Client", Later)
+    with pytest.raises(Misconfigured, match=r"nats-py 2\.\d+\.\d+ changed inside \(_server_info\)"):
         await connect(ConnectOptions(urls=(nats_server.url,)))
 
 

@@ -49,8 +49,8 @@ _COMMON_OPTIONAL: dict[str, st.SearchStrategy[Any]] = {
     "trace_id": st.none() | st.text("0123456789abcdef", min_size=32, max_size=32),
     "span_id": st.none() | st.text("0123456789abcdef", min_size=16, max_size=16),
     "ts": st.none() | st.floats(allow_nan=False, allow_infinity=False) | st.integers(0, 2**40),
-    "causation_id": st.none() | _TEXT,
-    "correlation_id": st.none() | _TEXT,
+    "causation_id": st.none() | _KEYS,
+    "correlation_id": st.none() | _KEYS,
     "schema_version": st.just(1),
 }
 _VALID = {
@@ -96,8 +96,8 @@ _BAD: dict[str, list[Any]] = {
     "payload": [None, [], "x", 1],
     "ts": ["1", True, []],
     "schema_version": [0, 2, None, "1"],
-    "causation_id": [1, {}],
-    "correlation_id": [1, {}],
+    "causation_id": ["", "x" * 257, 1, {}],
+    "correlation_id": ["", "x" * 257, 1, {}],
     "security_context": [
         "me",
         {},

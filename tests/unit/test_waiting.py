@@ -11,7 +11,7 @@ from meshforge_trio.envelope import encode
 from meshforge_trio.intake import Incoming, read_delivery
 from meshforge_trio.policy import RetryPolicy
 from meshforge_trio.store.port import Attempt
-from meshforge_trio.subjects import EVENTS
+from meshforge_trio.subjects import COMMANDS, EVENTS
 from meshforge_trio.waiting import SOON_S, Waiting
 
 HOLD = RetryPolicy(limit=3, delays_s=(1.0,))
@@ -102,6 +102,15 @@ def test_a_later_sequence_never_passes_an_earlier_parked_one() -> None:
     assert waiting.delay_s(arrived(6, stream=EVENTS), 0.0) is None
     waiting.unpark(arrived(5))
     assert waiting.delay_s(arrived(6), 0.0) is None
+
+
+def test_what_this_turn_has_decided_is_not_waited_for() -> None:
+    waiting = Waiting([], HOLD, 10)
+    for seq in (4, 5):
+        waiting.park(arrived(seq))
+    assert waiting.delay_s(arrived(6), 0.0, {(COMMANDS, 4)}) == SOON_S
+    assert waiting.delay_s(arrived(6), 0.0, {(COMMANDS, 4), (EVENTS, 5)}) == SOON_S
+    assert waiting.delay_s(arrived(6), 0.0, {(COMMANDS, 4), (COMMANDS, 5)}) is None
 
 
 def test_what_was_parked_is_known() -> None:
