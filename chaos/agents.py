@@ -1,8 +1,8 @@
 """Agents to be killed: between them they take every path of the protocol.
 
 `counter` keeps a sum: decisions that depend on state, refusals, one that is not repeatable, one that always raises,
-one that kills its process, one that sends a command. `audit` listens to it and takes its commands. `patient` awaits
-in its handler.
+one that kills its process, one that never returns, one that sends a command. `audit` listens to it and takes its
+commands. `patient` awaits in its handler.
 """
 
 from __future__ import annotations
@@ -95,6 +95,13 @@ def die(total: int, payload: Amount, ctx: Context) -> Added:
     _called(payload.tag)
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("unreachable")
+
+
+@counter.command("spin")
+def spin(total: int, payload: Amount, ctx: Context) -> Added:
+    _called(payload.tag)
+    while True:
+        pass
 
 
 @counter.query("get")

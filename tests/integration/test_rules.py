@@ -60,6 +60,12 @@ async def logged(world: ProcessWorld, number: int, text: str) -> None:
         await trio.sleep(0.01)
 
 
+async def stopped(world: ProcessWorld) -> None:
+    """Return when a rule has fired; what it says, another process wrote to a file."""
+    while not world.fired():
+        await trio.sleep(0.01)
+
+
 @pytest.mark.parametrize("point", ["received", "before_store", "before_publish", "before_ack"])
 async def test_a_paused_engine_is_fenced(zygote: Zygote, nats_server: PrivateServer, point: str) -> None:
     """R1: while it is stopped another takes over; when it goes on, its commit and its publishes are refused."""
@@ -72,8 +78,7 @@ async def test_a_paused_engine_is_fenced(zygote: Zygote, nats_server: PrivateSer
         with trio.fail_after(60):
             await observer.send(sent)
             paused = await world.spawn()
-            while not world.fired():
-                await trio.sleep(0.01)
+            await stopped(world)
             successor = await world.spawn()
             await world.serving(successor)
             await observer.drained()
@@ -99,8 +104,7 @@ async def test_a_publish_that_comes_too_late_is_left_to_recovery(zygote: Zygote,
         with trio.fail_after(60):
             await observer.send(sent)
             worker = await world.spawn()
-            while not world.fired():
-                await trio.sleep(0.01)
+            await stopped(world)
             await trio.sleep(window)
             worker.send_signal(signal.SIGCONT)
             await logged(world, 1, "too late to publish")
@@ -272,6 +276,33 @@ async def test_a_query_is_answered_and_leaves_no_trace(zygote: Zygote) -> None:
     assert all(b'"total":1' in body for body in answers)
     assert not [m for m in result.evidence.events if m.subject.endswith(".found")]
     assert {row.key for row in result.evidence.rows.keys if row.scope == SCOPE} == {"k1"}
+
+
+async def test_a_handler_that_never_returns_is_blamed_alone(zygote: Zygote, nats_server: PrivateServer) -> None:
+    """R7: it cannot be cancelled, so the process ends itself; after the limit the command is dead, not its neighbours."""
+    sent = [
+        *adds(1, 3),
+        Sent(command(SCOPE, "spin", 4, {"tag": "k4"}, entity_id="b"), expect=("dead",)),
+        *adds(5, 6, "c"),
+    ]
+    async with (
+        ProcessWorld(APP, server=nats_server, zygote=zygote, retry={"handler_limit_s": 0.5}) as world,
+        open_observer(nats_server.url) as observer,
+    ):
+        with trio.fail_after(60):
+            await observer.send(sent)
+            while True:
+                worker = await world.spawn()
+                await observer.drained_or(worker.ended)
+                if worker.status is None:
+                    break
+                assert worker.status == 1, world.tail(worker)
+                assert "Timeout" in world.tail(worker)
+            assert await world.drain(worker) == 0
+            evidence = await evidence_of(world, sent, observer)
+            assert_holds(evidence)
+            assert evidence.calls["k4"] == 3
+            assert len(evidence.failed) == 1
 
 
 async def test_a_failing_command_holds_its_entity_and_nobody_else(zygote: Zygote) -> None:

@@ -74,7 +74,7 @@ def name_of(path: Path) -> str:
 
 def rank_of(name: str) -> int | None:
     """The group of a module, by its own name or its package's."""
-    return RANK.get(name, RANK.get(name.split(".")[0]))
+    return RANK.get(name, RANK.get(name.split(".", maxsplit=1)[0]))
 
 
 def imports(path: Path) -> Iterator[str]:
