@@ -46,7 +46,7 @@ class Rolled:
 
 def _called(tag: str) -> None:
     """Write down that a handler was called, where a SIGKILL cannot undo it."""
-    path = os.environ.get("MESHFORGE_CALLS")
+    path = os.environ.get("CHAOS_CALLS")
     if path is not None and tag:
         descriptor = os.open(Path(path), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.write(descriptor, f"{tag}\n".encode())

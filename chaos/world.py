@@ -101,7 +101,7 @@ class ProcessWorld:
             "retry": {**FAST_RETRY, **(retry or {})},
             "lease_ttl_s": lease_ttl_s,
             "log_level": log_level,
-            "environment": {"MESHFORGE_CALLS": str(self.home / "calls")},
+            "environment": {"CHAOS_CALLS": str(self.home / "calls")},
         }
 
     async def __aenter__(self) -> Self:

@@ -44,6 +44,8 @@ from meshforge_trio.envelope import (
 from meshforge_trio.errors import Misconfigured, Poison, SessionLost
 from meshforge_trio.feed import EventFeed
 from meshforge_trio.ids import uuid7
+from meshforge_trio.intake import OWN_PREFIXES
+from meshforge_trio.policy import backoff
 from meshforge_trio.subjects import (
     COMMANDS,
     EVENTS,
@@ -54,7 +56,7 @@ from meshforge_trio.subjects import (
     event_subject,
     violation_subject,
 )
-from meshforge_trio.uplink import Uplink, Wire, backoff, running_loop
+from meshforge_trio.uplink import Uplink, Wire, running_loop
 
 __all__ = [
     "CommandDead",
@@ -69,11 +71,10 @@ __all__ = [
     "open_client",
 ]
 
+_BACKOFF_MAX_S: Final = 2.0
 _RESEND_MAX_S: Final = 30.0
 _WINDOW: Final = 1024
 _WINDOW_BYTES: Final = 4 << 20
-# What the runtime names messages without a usable key with; such a key would be dead-lettered under another name.
-_KEYS_OF_THE_RUNTIME: Final = ("evt:", "query:", "raw:")
 
 
 @asynccontextmanager
@@ -197,7 +198,7 @@ class MeshClient:
 
     async def _store(self, messages: Sequence[Message]) -> Sequence[PubAck]:
         """Try until all are stored, always under the same ids, so that the stream takes each once."""
-        waits = backoff()
+        waits = backoff(_BACKOFF_MAX_S)
         while True:
             wire = await self._uplink.wire()
             try:
@@ -271,7 +272,7 @@ class MeshClient:
 
     async def _ask(self, waiter: Waiter, message: Message, pause_s: float) -> None:
         """Send until answered, each time under a new id: a second delivery of one id would not be echoed."""
-        waits = backoff()
+        waits = backoff(_BACKOFF_MAX_S)
         while True:
             wire = await self._uplink.wire()
             try:
@@ -342,7 +343,7 @@ class MeshClient:
             feed.close()
 
     async def _last_event_seq(self, timeout_s: float) -> int:
-        waits = backoff()
+        waits = backoff(_BACKOFF_MAX_S)
         with trio.move_on_after(timeout_s):
             while True:
                 wire = await self._uplink.wire()
@@ -362,9 +363,9 @@ def _message(command: CommandEnvelope) -> Message:
     """The command as it is published, checked by reading it as the runtime will. Raises `Poison`."""
     scope = Scope.checked(command.tenant, command.workspace, command.agent)
     key = command.idempotency_key
-    if key is not None and key.startswith(_KEYS_OF_THE_RUNTIME):
+    if key is not None and key.startswith(OWN_PREFIXES):
         raise Poison(
-            f"idempotency_key may not begin with {' or '.join(_KEYS_OF_THE_RUNTIME)}: the runtime uses these",
+            f"idempotency_key may not begin with {' or '.join(OWN_PREFIXES)}: the runtime uses these",
             code="bad_idempotency_key",
             field="idempotency_key",
         )

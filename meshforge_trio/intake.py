@@ -24,9 +24,10 @@ from meshforge_trio.errors import Poison
 from meshforge_trio.security import Violation, check
 from meshforge_trio.subjects import Scope, parse_subject
 
-__all__ = ["Incoming", "read_delivery"]
+__all__ = ["OWN_PREFIXES", "Incoming", "read_delivery"]
 
-_OWN_PREFIXES = ("evt:", "query:", "raw:")
+#: How the runtime names what has no key of its own; no client's key may begin so.
+OWN_PREFIXES = ("evt:", "query:", "raw:")
 #: A key is part of every answer, and an envelope takes no longer one.
 _LENGTH_MAX = 256
 
@@ -88,15 +89,21 @@ def _read_command(delivery: Delivery, scope: Scope, adapter: AgentAdapter[Any]) 
     name = command.idempotency_key
     if query:
         return Incoming(delivery, f"query:{command.id}", b"", command, command.entity_id, query=True)
-    if name is None:
-        raise Poison("field 'idempotency_key' is missing", code="missing_field", field="idempotency_key")
-    if name.startswith(_OWN_PREFIXES):
-        raise Poison(
-            f"idempotency_key may not begin with {' or '.join(_OWN_PREFIXES)}: the runtime uses these",
-            code="bad_idempotency_key",
-            field="idempotency_key",
-        )
+    if name is None or name.startswith(OWN_PREFIXES):
+        # It can be read, so its sender hears of its fate by its id.
+        key, digest = raw_key(delivery)
+        return Incoming(delivery, key, digest, command, fault=_unusable(name))
     return Incoming(delivery, name, payload_hash(command), command, command.entity_id)
+
+
+def _unusable(key: str | None) -> Poison:
+    if key is None:
+        return Poison("field 'idempotency_key' is missing", code="missing_field", field="idempotency_key")
+    return Poison(
+        f"idempotency_key may not begin with {' or '.join(OWN_PREFIXES)}: the runtime uses these",
+        code="bad_idempotency_key",
+        field="idempotency_key",
+    )
 
 
 def _read_event(delivery: Delivery, adapter: AgentAdapter[Any]) -> Incoming:

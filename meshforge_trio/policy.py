@@ -6,7 +6,7 @@
 | Poison           | dead letter, ACK                               | goes on                               |
 | Transient        | attempt counted, NAK with back-off, entity held| goes on                               |
 | any other of a handler | as Transient                             | goes on                               |
-| SessionLost      | comes again after the reset                    | new session: reset, recover, pull     |
+| SessionLost, or Transient of the store | comes again after the reset | new session: reset, recover, pull  |
 | StoreFull        | comes again after the reset                    | waits, then a new session             |
 | Stale            | decided anew, three times at most              | then a new session                    |
 | Fenced           | the new holder has it                          | stands by                             |
@@ -17,7 +17,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import StrEnum
+from typing import Final
 
 import attrs
 
@@ -26,13 +28,25 @@ from meshforge_trio.errors import (
     Misconfigured,
     Poison,
     Refused,
-    SessionLost,
     Stale,
     StoreBroken,
     StoreFull,
+    Transient,
 )
 
-__all__ = ["Disposition", "ExitCode", "RetryPolicy", "disposition", "worst"]
+__all__ = ["BACKOFF_MAX_S", "Disposition", "ExitCode", "RetryPolicy", "backoff", "disposition", "worst"]
+
+
+_BACKOFF_FIRST_S: Final = 0.05
+BACKOFF_MAX_S: Final = 5.0
+
+
+def backoff(most_s: float = BACKOFF_MAX_S) -> Iterator[float]:
+    """Seconds to wait before the first, second, ... try, without end."""
+    wait = _BACKOFF_FIRST_S
+    while True:
+        yield wait
+        wait = min(wait * 2, most_s)
 
 
 class ExitCode:
@@ -63,7 +77,7 @@ _TABLE: tuple[tuple[type[BaseException], Disposition], ...] = (
     (Misconfigured, Disposition.REFUSE_TO_START),
     (StoreFull, Disposition.WAIT_FOR_SPACE),
     (Fenced, Disposition.STAND_BY),
-    (SessionLost, Disposition.RESTART),
+    (Transient, Disposition.RESTART),
     (Stale, Disposition.RESTART),
     # A turn settles these itself; one that escapes is a defect, handled like any unknown error.
     (Refused, Disposition.CRASHED),

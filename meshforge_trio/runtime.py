@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import FrameType
 from typing import Any, Final, NoReturn
@@ -27,9 +27,9 @@ from meshforge_trio.agent import AgentAdapter
 from meshforge_trio.broker.port import Broker
 from meshforge_trio.config import Settings
 from meshforge_trio.engine import RuntimeEngine
-from meshforge_trio.errors import Fenced, Misconfigured, Poison, SessionLost, StoreFull
+from meshforge_trio.errors import Fenced, Misconfigured, Poison, SessionLost, Transient
 from meshforge_trio.points import Probe, no_probe
-from meshforge_trio.policy import Disposition, ExitCode, disposition, worst
+from meshforge_trio.policy import BACKOFF_MAX_S, Disposition, ExitCode, backoff, disposition, worst
 from meshforge_trio.store.port import EventStore
 from meshforge_trio.subjects import Scope
 
@@ -38,7 +38,6 @@ __all__ = [
     "Intensity",
     "Runtime",
     "TooManyRestarts",
-    "backoff",
     "exit_code",
     "stop_on_signals",
     "watch_for_stuck_handlers",
@@ -46,8 +45,6 @@ __all__ = [
 
 _CRASHES_MAX: Final = 5
 _CRASH_WINDOW_S: Final = 60.0
-_BACKOFF_FIRST_S: Final = 0.05
-_BACKOFF_MAX_S: Final = 5.0
 
 Dial = Callable[[], AbstractAsyncContextManager[Broker]]
 
@@ -82,14 +79,6 @@ class App:
                 except Poison as error:
                     raise Misconfigured(f"workspace {workspace!r}, agent {agent.name!r}: {error}") from error
         return made
-
-
-def backoff() -> Iterator[float]:
-    """Seconds to wait before the first, second, ... restart, without end."""
-    wait = _BACKOFF_FIRST_S
-    while True:
-        yield wait
-        wait = min(wait * 2, _BACKOFF_MAX_S)
 
 
 class Intensity:
@@ -166,8 +155,8 @@ class Runtime:
         while True:
             try:
                 await self._store.keep_alive()
-            except StoreFull as error:
-                self._log.error("no space left for the store; nothing is decided until there is", reason=str(error))
+            except Transient as error:
+                self._log.error("the lease could not be renewed: the store is full or locked", reason=str(error))
             except Fenced as error:
                 # Its engines see that the term is over, and stand by.
                 self._log.warning("the term of this process ran out", reason=str(error))
@@ -193,7 +182,7 @@ class Runtime:
                     self._intensity.crashed("the broker session", leaf)
                 else:
                     self._log.warning("the broker session ended", reason=str(leaf))
-            if trio.current_time() - started > _BACKOFF_MAX_S:
+            if trio.current_time() - started > BACKOFF_MAX_S:
                 waits = backoff()
             with trio.move_on_after(next(waits)):
                 await self._stopping.wait()
@@ -217,7 +206,7 @@ class Runtime:
                 leaf = worst(error)
                 self._end_if_final(leaf)
                 self._tell(engine, leaf)
-            if trio.current_time() - started > _BACKOFF_MAX_S:
+            if trio.current_time() - started > BACKOFF_MAX_S:
                 waits = backoff()
             with trio.move_on_after(next(waits)):
                 await self._stopping.wait()

@@ -15,23 +15,15 @@ from meshforge_trio.broker.bridge import Connection, ConnectOptions, Receiver, c
 from meshforge_trio.broker.jetstream import JetStreamBroker, JetStreamEventBus
 from meshforge_trio.broker.port import ServerFacts
 from meshforge_trio.errors import Misconfigured, SessionLost
+from meshforge_trio.policy import backoff
 
-__all__ = ["Uplink", "Wire", "backoff", "running_loop"]
+__all__ = ["Uplink", "Wire", "running_loop"]
 
-_BACKOFF_FIRST_S: Final = 0.05
 _BACKOFF_MAX_S: Final = 2.0
 _ROUND_TRIP_S: Final = 5.0
 _PUBACK_S: Final = 5.0
 
 _log = structlog.get_logger("meshforge.client")
-
-
-def backoff() -> Iterator[float]:
-    """Seconds to wait before the first, second, ... try, without end."""
-    wait = _BACKOFF_FIRST_S
-    while True:
-        yield wait
-        wait = min(wait * 2, _BACKOFF_MAX_S)
 
 
 @asynccontextmanager
@@ -103,13 +95,13 @@ class Uplink:
 
     async def keep(self, connection: Connection) -> NoReturn:
         """Hold `connection`, then one after another, until cancelled."""
-        waits = backoff()
+        waits = backoff(_BACKOFF_MAX_S)
         try:
             while True:
                 since = trio.current_time()
                 self.last_failure = await self._hold(connection)
                 if trio.current_time() - since > _BACKOFF_MAX_S:
-                    waits = backoff()
+                    waits = backoff(_BACKOFF_MAX_S)
                 connection = await self._dial(waits)
         finally:
             self._closed = True

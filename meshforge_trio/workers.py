@@ -21,8 +21,8 @@ import structlog
 import trio
 
 from meshforge_trio.errors import Misconfigured
-from meshforge_trio.policy import ExitCode
-from meshforge_trio.runtime import Intensity, TooManyRestarts, backoff
+from meshforge_trio.policy import ExitCode, backoff
+from meshforge_trio.runtime import Intensity, TooManyRestarts
 
 __all__ = ["end_with_parent", "supervise", "worst_code"]
 
