@@ -115,7 +115,7 @@ class Decider:
                 with trio.move_on_after(limit) as running:
                     decision = await decision
                 if running.cancelled_caught:
-                    return self._fail(call, f"the handler took longer than {limit:g} s and was cancelled")
+                    return self._fail(call.incoming, f"the handler took longer than {limit:g} s and was cancelled")
             return self._conclude(call, decision)
         except Exception as error:
             return self._refuse_or_fail(call, error)
@@ -146,7 +146,11 @@ class Decider:
             # Its hold ran out between being sorted and being decided: it may only run alone, so it comes again.
             return Verdict(incoming, "held", wait_s=SOON_S)
         cause = self._drafter.cause(incoming, self._now, generation)
-        entity = self._entities.working(incoming.entity_id)
+        try:
+            entity = self._entities.working(incoming.entity_id)
+        except Exception as error:
+            # Its stored history cannot be applied: that is this entity's trouble and nobody else's.
+            return self._fail(incoming, f"reading the entity: {type(error).__name__}: {error}")
         message = incoming.message
         if isinstance(message, CommandEnvelope) and message.expected_version is not None:
             verdict = self._check_version(incoming, message, entity, cause)
@@ -283,7 +287,7 @@ class Decider:
         if isinstance(error, Poison):
             field = None if error.field is None else told(error.field)
             return self._dead(call.incoming, told(error.code), error.reason, field)
-        return self._fail(call, f"{type(error).__name__}: {error}")
+        return self._fail(call.incoming, f"{type(error).__name__}: {error}")
 
     def _refuse(self, call: _Call, error: Refused) -> Verdict:
         if error.name != "refused":
@@ -294,9 +298,8 @@ class Decider:
             return Verdict(call.incoming, "answered", [draft])
         return self._settled(Verdict(call.incoming, "refused", [draft], generation=call.cause.generation))
 
-    def _fail(self, call: _Call, error: str) -> Verdict:
+    def _fail(self, incoming: Incoming, error: str) -> Verdict:
         """The handler raised. Its command waits, or is given up; its neighbours are not concerned."""
-        incoming = call.incoming
         before = self._waiting.attempt(incoming.key)
         made = (0 if before is None else before.attempts) + (not incoming.alone)
         if self._policy.exhausted(made):

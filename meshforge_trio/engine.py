@@ -271,7 +271,7 @@ class RuntimeEngine:
         maybe = [one for one in maybe if one.fault is None]
         if not maybe:
             return
-        reading = await self._rows.read([(one.key, one.hash) for one in maybe if not one.query], [])
+        reading = await self._rows.read([(one.key, one.hash) for one in maybe], [])
         for one in maybe:
             one.suspect = one.key not in reading.keys
 

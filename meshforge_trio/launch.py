@@ -28,6 +28,7 @@ from meshforge_trio.points import Probe, no_probe
 from meshforge_trio.policy import Disposition, ExitCode, disposition, worst
 from meshforge_trio.runtime import (
     App,
+    NotDrained,
     Runtime,
     TooManyRestarts,
     exit_code,
@@ -65,7 +66,7 @@ def serve(app: App, settings: Settings, *, probe: Probe = no_probe, worker: int 
     except Exception as error:
         leaf = worst(error)
         code = exit_code(leaf)
-        unforeseen = disposition(leaf) is Disposition.CRASHED and not isinstance(leaf, TooManyRestarts)
+        unforeseen = disposition(leaf) is Disposition.CRASHED and not isinstance(leaf, NotDrained | TooManyRestarts)
         log.critical("the runtime ended", reason=str(leaf), exit_code=code, exc_info=error if unforeseen else None)
         return code
     log.info("drained")

@@ -58,6 +58,7 @@ class ExitCode:
     MISCONFIGURED = 3
     STORE_BROKEN = 4
     TOO_MANY_RESTARTS = 5
+    OUTCOME_UNKNOWN = 6
     INTERRUPTED = 130
 
 

@@ -19,7 +19,7 @@ from meshforge_trio.errors import Misconfigured, Poison
 from meshforge_trio.points import Point
 from meshforge_trio.session import Session, moved
 from meshforge_trio.store.port import Mark, Output, ScopeStore
-from meshforge_trio.subjects import EVENTS, FAILED, event_filter, violation_subject
+from meshforge_trio.subjects import EVENTS, FAILED, Scope, event_filter, violation_subject
 
 __all__ = ["newest_valid_mark", "recover"]
 
@@ -44,7 +44,7 @@ async def newest_valid_mark(
                 f"{rows.scope}: the store has outputs and no mark; it was not written by this version. "
                 "Restore it from a backup"
             )
-        return await _first_mark(broker, events, failed, clock)
+        return await _first_mark(broker, rows.scope, events, failed, clock)
     for mark in marks:
         if mark.event_seq == 0 and mark.n < marks[0].n:
             # It was written over an empty stream, so a stream made anew would confirm it as well.
@@ -64,7 +64,15 @@ async def newest_valid_mark(
     )
 
 
-async def _first_mark(broker: Broker, events: StreamFacts, failed: StreamFacts, clock: Clock) -> Mark:
+async def _first_mark(broker: Broker, scope: Scope, events: StreamFacts, failed: StreamFacts, clock: Clock) -> Mark:
+    """Where the streams stand before this scope ever published; its own events there are another store's."""
+    own = await broker.read_back(EVENTS, event_filter(scope), max(events.first_seq, 1), 1)
+    if own:
+        raise Misconfigured(
+            f"{scope}: the store is empty, and {EVENTS} holds events of this scope (the first at sequence "
+            f"{own[0].seq}): its keys would be forgotten and its versions start again. Name the store that belongs to "
+            "these streams (`--store`), restore it from a backup, or start with a new workspace"
+        )
     event_id = await _id_at(broker, EVENTS, events.last_seq)
     failed_id = await _id_at(broker, FAILED, failed.last_seq)
     return Mark(0, events.last_seq, event_id or "", failed.last_seq, failed_id or "", clock.now())

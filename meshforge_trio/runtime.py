@@ -36,6 +36,7 @@ from meshforge_trio.subjects import Scope
 __all__ = [
     "App",
     "Intensity",
+    "NotDrained",
     "Runtime",
     "TooManyRestarts",
     "exit_code",
@@ -51,6 +52,10 @@ Dial = Callable[[], AbstractAsyncContextManager[Broker]]
 
 class TooManyRestarts(Exception):
     """Something crashed again and again; restarting it would only hide that."""
+
+
+class NotDrained(Exception):
+    """The drain's deadline passed with work in hand. Nothing is lost: it comes again."""
 
 
 @attrs.frozen
@@ -118,6 +123,7 @@ class Runtime:
         self._store = store
         self._dial = dial
         self._stopping = trio.Event()
+        self._late = False
         self._intensity = Intensity()
         self._log = structlog.get_logger("meshforge")
         self.engines = [
@@ -140,9 +146,10 @@ class Runtime:
             engine.stop()
 
     async def run(self) -> None:
-        """Serve until `stop`. Returns when drained, or when the drain's deadline passes.
+        """Serve until `stop`. Returns when drained.
 
         Raises:
+            NotDrained: the drain's deadline passed.
             Misconfigured, StoreBroken, TooManyRestarts: the process should end; see `exit_code`.
         """
         async with trio.open_nursery() as nursery:
@@ -150,6 +157,8 @@ class Runtime:
             nursery.start_soon(self._bound_drain, nursery.cancel_scope)
             await self._sessions()
             nursery.cancel_scope.cancel()
+        if self._late:
+            raise NotDrained(f"not drained within {self._settings.drain_s:g} s; what was in hand comes again")
 
     async def _keep_alive(self) -> None:
         while True:
@@ -165,7 +174,7 @@ class Runtime:
     async def _bound_drain(self, everything: trio.CancelScope) -> None:
         await self._stopping.wait()
         await trio.sleep(self._settings.drain_s)
-        self._log.error("not drained in time; what was in hand comes again", deadline_s=self._settings.drain_s)
+        self._late = True
         everything.cancel()
 
     async def _sessions(self) -> None:

@@ -83,7 +83,7 @@ class Session:
         """Read what the batch needs, once, and decide it."""
         named = {i.entity_id for i in batch} - self.cache.keys()
         unknown = sorted(e for e in named if e is not None)
-        reading = await self.rows.read([(i.key, i.hash) for i in batch if not i.query], unknown)
+        reading = await self.rows.read([(i.key, i.hash) for i in batch], unknown)
         heads = {e: await self._usable(head) for e, head in reading.heads.items()}
         self._entities = Entities(self.cache, self.adapter, heads)
         decider = Decider(

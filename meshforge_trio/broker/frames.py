@@ -89,10 +89,10 @@ class MessageParser(Parser):
         at = 0
         while (end := data.find(b"\r\n", at)) >= 0:
             if data.startswith(b"MSG ", at):
-                subject, sid, *reply, size = data[at + 4 : end].split()
+                subject, sid, *reply, size = data[at + 4 : end].split(b" ")
                 start, header = end + 2, 0
             elif data.startswith(b"HMSG ", at):
-                subject, sid, *reply, header_size, size = data[at + 5 : end].split()
+                subject, sid, *reply, header_size, size = data[at + 5 : end].split(b" ")
                 start, header = end + 2, int(header_size)
             else:
                 self._rest = b""

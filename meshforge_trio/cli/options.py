@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import attrs
 import click
@@ -16,7 +16,6 @@ from meshforge_trio.subjects import Scope
 from meshforge_trio.telemetry import set_up_logging
 
 __all__ = [
-    "OUTCOME_UNKNOWN",
     "Common",
     "checked_scope",
     "common_options",
@@ -27,8 +26,6 @@ __all__ = [
     "workspaces_option",
 ]
 
-#: Exit code of a command that got no answer in time.
-OUTCOME_UNKNOWN: Final = 6
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -17,7 +17,6 @@ import trio
 
 from meshforge_trio.answers import CommandFailed, OutcomeUnknown, Sent, raise_if_failed
 from meshforge_trio.cli.options import (
-    OUTCOME_UNKNOWN,
     Common,
     checked_scope,
     common_options,
@@ -199,7 +198,7 @@ def _with_client(
         leaf = worst(error)
         if isinstance(leaf, OutcomeUnknown):
             click.echo(f"meshforge: {leaf}", err=True)
-            return OUTCOME_UNKNOWN
+            return ExitCode.OUTCOME_UNKNOWN
         if isinstance(leaf, Poison):
             raise click.UsageError(leaf.reason) from error
         raise

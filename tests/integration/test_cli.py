@@ -16,7 +16,6 @@ import pytest
 import structlog
 
 from meshforge_trio.cli import main
-from meshforge_trio.cli.options import OUTCOME_UNKNOWN
 from meshforge_trio.policy import ExitCode
 from meshforge_trio.server import PrivateServer
 
@@ -124,11 +123,11 @@ def test_call_tells_what_went_wrong_by_its_exit_code(at: Shop) -> None:
         assert conflict.code == ExitCode.FAILED
         assert "conflict" in conflict.err
         silence = at.does("call", "nobody", "create", "--timeout", "0.5", "--key", "mine")
-        assert silence.code == OUTCOME_UNKNOWN
+        assert silence.code == ExitCode.OUTCOME_UNKNOWN
         assert "outcome is unknown" in silence.err
         assert "'mine'" in silence.err
     silence = at.does("call", "order", "get", "--entity", "o-1", "--timeout", "0.5")
-    assert silence.code == OUTCOME_UNKNOWN
+    assert silence.code == ExitCode.OUTCOME_UNKNOWN
 
 
 def test_tail_follows_and_ends_when_told(at: Shop) -> None:

@@ -225,6 +225,20 @@ async def test_a_store_older_than_the_stream_is_refused(
             assert "the store is older than the stream" in world.tail(again)
 
 
+async def test_an_empty_store_on_used_streams_is_refused(zygote: Zygote, nats_server: PrivateServer) -> None:
+    """R3: a mistyped path must not begin every entity anew beside its own history: exit code 3."""
+    async with ProcessWorld(APP, server=nats_server, zygote=zygote) as world:
+        with trio.fail_after(60):
+            worker = await world.spawn()
+            await decided(world, nats_server, adds(1, 3))
+            assert await world.drain(worker) == 0
+            shutil.rmtree(world.store.parent)
+            again = await world.spawn()
+            await again.ended.wait()
+            assert again.status == 3, world.tail(again)
+            assert "the store is empty, and MESHFORGE_EVENTS holds events of this scope" in world.tail(again)
+
+
 async def test_a_duplicate_is_echoed_and_not_stored(zygote: Zygote) -> None:
     """R4: whoever sends again hears the same bytes; the stream keeps one copy."""
     sent = [
@@ -279,7 +293,7 @@ async def test_a_query_is_answered_and_leaves_no_trace(zygote: Zygote) -> None:
 
 
 async def test_a_handler_that_never_returns_is_blamed_alone(zygote: Zygote, nats_server: PrivateServer) -> None:
-    """R7: it cannot be cancelled, so the process ends itself; after the limit the command is dead, not its neighbours."""
+    """R7: it cannot be cancelled, so the process ends itself; in the end the command is dead, not its neighbours."""
     sent = [
         *adds(1, 3),
         Sent(command(SCOPE, "spin", 4, {"tag": "k4"}, entity_id="b"), expect=("dead",)),

@@ -206,17 +206,23 @@ async def test_a_suspect_runs_alone_or_not_at_all() -> None:
 
 async def test_an_attempt_in_progress_is_counted_once() -> None:
     """Its row was committed before the call: what is written afterwards says the same number."""
-    desk = Desk(policy=RetryPolicy(limit=4, delays_s=(1.0,)))
-    for made in (1, 2):
-        alone = desk.read(command(1, "explode"))
+    calls: list[str] = []
+
+    def fail() -> object:
+        calls.append("called")
+        raise RuntimeError("boom")
+
+    desk = Desk(custom(fail), policy=RetryPolicy(limit=4, delays_s=(1.0,)))
+    for made in (1, 2, 3):
+        alone = desk.read(command(1, "custom"))
         alone.suspect = alone.alone = True
         desk.waiting.fail(Attempt("k1", "a", made, 0.0, 1000.0, 1000.0, ""), None)
         plan = await desk.turn(alone)
-        assert outcomes(plan) == ["failed"]
-        assert plan.commit.attempts[0].attempts == made
+        assert len(calls) == made
+        if made < 3:
+            assert [row.attempts for row in plan.commit.attempts] == [made]
         desk.now += 10
-    desk.waiting.fail(Attempt("k1", "a", 3, 0.0, 1000.0, 1000.0, ""), None)
-    assert outcomes(await desk.turn(alone)) == ["dead"]
+    assert (outcomes(plan), plan.commit.dead[0].attempts) == (["dead"], 3)
 
 
 async def test_who_died_too_often_is_not_called_again() -> None:

@@ -22,7 +22,6 @@ import pytest
 from chaos.checkers import CHECKERS
 from meshforge_trio.agent import Agent, Context, Decision, Event
 from meshforge_trio.cli import cli
-from meshforge_trio.cli.options import OUTCOME_UNKNOWN
 from meshforge_trio.config import Settings
 from meshforge_trio.envelope import CommandEnvelope
 from meshforge_trio.errors import Refused
@@ -242,7 +241,7 @@ def test_every_setting_is_told_with_its_default() -> None:
 def test_every_exit_code_is_told() -> None:
     told = {int(cells[0]) for cells in rows(OPERATIONS.read_text(), "## Exit codes")}
     codes = {value for name, value in vars(ExitCode).items() if name.isupper()}
-    assert told == codes | {OUTCOME_UNKNOWN}
+    assert told == codes
     helped = {int(code) for code in re.findall(r"^ +(\d+)  ", str(cli.epilog), re.MULTILINE)}
     assert told == helped
 

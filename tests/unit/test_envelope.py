@@ -10,7 +10,7 @@ import attrs
 import orjson
 import pytest
 from doubles import command, event
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from meshforge_trio.envelope import (
@@ -239,6 +239,8 @@ def test_json_that_is_none(body: bytes, code: str) -> None:
 
 
 @given(st.integers(-(2**70), 2**70))
+@example(2**63)
+@example(-(2**63))
 def test_integers_pass_whole_or_not_at_all(number: int) -> None:
     body = json.dumps({"n": number}).encode()
     poison = fault_of(decode_json, body)
@@ -255,6 +257,10 @@ def test_long_runs_of_digits_that_are_no_integer_pass() -> None:
 
 
 @given(st.integers(-(2**70), 2**70))
+@example(2**63 - 1)
+@example(2**63)
+@example(2**64)
+@example(-(2**63) - 1)
 def test_what_is_encoded_can_be_decoded(number: int) -> None:
     """A payload that its receiver would refuse must fail where it is made."""
     sent = command(1, payload={"n": number})

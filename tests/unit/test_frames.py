@@ -42,7 +42,7 @@ class Listener:
         self.seen.append(("info", info))
 
 
-subjects = st.from_regex(rb"[a-z]{1,8}(\\.[a-z]{1,8}){0,3}", fullmatch=True)
+subjects = st.from_regex(rb"[a-z]{1,8}(\.[a-z]{1,8}){0,3}", fullmatch=True)
 bodies = st.binary(max_size=40)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +21,7 @@ from meshforge_trio.errors import (
     StoreFull,
     Transient,
 )
-from meshforge_trio.policy import Disposition, RetryPolicy, disposition, worst
+from meshforge_trio.policy import BACKOFF_MAX_S, Disposition, RetryPolicy, backoff, disposition, worst
 
 policies = st.builds(
     RetryPolicy, limit=st.integers(2, 50), delays_s=st.lists(st.floats(0.001, 100), min_size=1, max_size=6).map(tuple)
@@ -37,7 +39,7 @@ policies = st.builds(
         (StoreBroken(), Disposition.END_PROCESS),
         (Poison("x"), Disposition.CRASHED),
         (Refused("x"), Disposition.CRASHED),
-        (Transient(), Disposition.CRASHED),
+        (Transient(), Disposition.RESTART),
         (ValueError(), Disposition.CRASHED),
         (KeyboardInterrupt(), Disposition.CRASHED),
     ],
@@ -81,3 +83,9 @@ def test_every_attempt_has_a_delay(policy: RetryPolicy, attempts: int) -> None:
 def test_a_handler_is_called_at_least_limit_less_one_times(policy: RetryPolicy) -> None:
     counted = [n for n in range(policy.limit + 1) if not policy.exhausted(n)]
     assert counted == list(range(policy.limit - 1))
+
+
+def test_back_off_doubles_up_to_its_bound() -> None:
+    assert list(islice(backoff(), 4)) == [0.05, 0.1, 0.2, 0.4]
+    assert list(islice(backoff(), 30))[-1] == BACKOFF_MAX_S
+    assert max(islice(backoff(1.0), 30)) == 1.0
