@@ -42,10 +42,11 @@ class Difference:
     """Where the rows and the replay part, at the first event that shows it.
 
     `kind` says what was compared: `version` (gap or fork), `identity` (the row and its body name different events),
-    `chain`, `apply` (the agent cannot apply the event), `snapshot`, `head`, or `headless` (events without a head).
+    `chain`, `apply` (the agent cannot apply the event), `snapshot`, `head`, `headless` (events without a head), or
+    `state_hash` (the states together, against what the last engine had in memory when it drained).
     """
 
-    kind: Literal["version", "identity", "chain", "apply", "snapshot", "head", "headless"]
+    kind: Literal["version", "identity", "chain", "apply", "snapshot", "head", "headless", "state_hash"]
     scope: str
     entity_id: str
     version: int
@@ -54,6 +55,8 @@ class Difference:
     got: str
 
     def __str__(self) -> str:
+        if self.kind == "state_hash":
+            return f"{self.scope}: the state rebuilt is not the state that was served: {self.expected}, got {self.got}"
         event = f", event {self.event_id}" if self.event_id is not None else ""
         return (
             f"{self.scope}: entity {self.entity_id!r} version {self.version}{event}: {self.kind} differs, "
@@ -72,6 +75,14 @@ class ReplayReport:
     state_hash: str
     differences: int
     first_difference: Difference | None
+    recorded: str | None = None
+
+    def against(self, recorded: str | None) -> ReplayReport:
+        """The same, compared with the hash that an engine recorded of what it had in memory."""
+        if recorded is None or recorded == self.state_hash or self.first_difference is not None:
+            return attrs.evolve(self, recorded=recorded)
+        difference = Difference("state_hash", self.scope, "", 0, None, recorded, self.state_hash)
+        return attrs.evolve(self, recorded=recorded, differences=1, first_difference=difference)
 
 
 @attrs.frozen

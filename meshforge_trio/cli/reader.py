@@ -11,8 +11,9 @@ import apsw
 
 from meshforge_trio.errors import Misconfigured
 from meshforge_trio.store import rows
+from meshforge_trio.store.links import Walk
 from meshforge_trio.store.port import Head, Output
-from meshforge_trio.store.schema import MIGRATIONS, translated
+from meshforge_trio.store.schema import MIGRATIONS, SCOPE_SHIFT, translated
 from meshforge_trio.subjects import Scope
 
 __all__ = ["StoreFile", "read_store"]
@@ -57,6 +58,7 @@ class ScopeFile:
         self._connection = connection
         self._scope = scope
         self._number = number
+        self._walk = Walk()
 
     @property
     def scope(self) -> Scope:
@@ -69,11 +71,21 @@ class ScopeFile:
 
     async def history(self, entity_id: str, after: int, limit: int) -> Sequence[Output]:
         """Events of an entity with a version above `after`, in order."""
-        return self._call(rows.history, entity_id, after, limit)
+        return self._call(rows.history, self._walk, entity_id, after, limit)
 
     async def heads(self, after: str, limit: int) -> Sequence[Head]:
         """Heads with an entity id above `after`, in order of it; without `tail`."""
         return self._call(rows.heads_after, after, limit)
+
+    def recorded_state_hash(self) -> str | None:
+        """What the last engine had in memory when its term ended cleanly; `None` once there are later outputs."""
+        base = self._number << SCOPE_SHIFT
+        sql = (
+            "SELECT state_hash FROM state_hashes WHERE scope = ? AND NOT EXISTS"
+            " (SELECT 1 FROM outputs WHERE id > ? + state_hashes.n AND id < ?)"
+        )
+        row = self._connection.execute(sql, (self._number, base, base + (1 << SCOPE_SHIFT))).fetchone()
+        return None if row is None else str(row[0])
 
     def event_count(self) -> int:
         """Events of all entities, as their heads count them."""

@@ -35,7 +35,8 @@ _SCOPE = click.option("--scope", metavar="T/W/AGENT", help="Only this scope.")
 @workspaces_option
 @common_options
 def replay(app: str, scope: str | None, **given: Any) -> int:
-    """Rebuild every entity from its events and compare with what the store recorded: chains, versions, snapshots.
+    """Rebuild every entity from its events and compare with what the store recorded: chains, versions, snapshots,
+    and the state the last engine had in memory when it drained.
 
     Exit code 1 when something differs; the first event that does is named.
     """
@@ -50,7 +51,8 @@ def replay(app: str, scope: str | None, **given: Any) -> int:
             for rows in chosen:
                 task = bar.add_task(str(rows.scope), total=rows.event_count())
                 adapter = adapter_of(loaded, rows.scope.agent)
-                reports.append(trio.run(replay_scope, rows, adapter, lambda events, t=task: bar.advance(t, events)))
+                report = trio.run(replay_scope, rows, adapter, lambda events, t=task: bar.advance(t, events))
+                reports.append(report.against(rows.recorded_state_hash()))
     _report(reports, as_json=common.as_json)
     return ExitCode.FAILED if any(report.first_difference for report in reports) else ExitCode.OK
 
@@ -63,7 +65,7 @@ def _report(reports: Sequence[ReplayReport], *, as_json: bool) -> None:
     for report in reports:
         click.echo(
             f"{report.scope}: {report.entities} entities, {report.events} events, {report.snapshots} snapshots, "
-            f"state_hash {report.state_hash}"
+            f"state_hash {report.state_hash}{'' if report.recorded is None else ', as it was served'}"
         )
         if report.first_difference is not None:
             click.echo(f"DIFFERS ({report.differences} entities): {report.first_difference}")

@@ -1,20 +1,20 @@
 """The rows of one scope: what the port's classes look like in SQL.
 
 Every function takes the connection, inside the caller's transaction, and the number that stands for the scope.
-Rows go in and keys are looked up many to a statement: apsw gives up the interpreter lock around every step of a
-statement, so with a statement per row a commit beside a busy event loop waits for that lock a thousand times.
 """
 # ruff: noqa: S608  (SQL is put together from constants of this module; every value is bound)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import apsw
 import attrs
 
 from meshforge_trio.errors import Fenced, Stale
+from meshforge_trio.store import links
 from meshforge_trio.store.port import (
     Attempt,
     Commit,
@@ -32,6 +32,7 @@ from meshforge_trio.store.schema import (
     SCOPE_SHIFT,
     extended_code,
 )
+from meshforge_trio.store.statements import insert, select_in
 
 __all__ = [
     "attempts",
@@ -49,8 +50,6 @@ __all__ = [
 _Row = tuple[Any, ...]
 
 _N_MAX: Final = (1 << SCOPE_SHIFT) - 1
-# Rows, or keys, to a statement. Few sizes, so that the prepared statements stay in the connection's cache.
-_CHUNKS: Final = (64, 8, 1)
 
 _MARKS_KEPT: Final = 10_000
 _OLD_MARKS_KEPT_S: Final = 24 * 3600.0
@@ -58,18 +57,11 @@ _OLD_MARKS_KEPT_S: Final = 24 * 3600.0
 _MARK_STRIDE: Final = 256
 
 _OUTPUT: Final = "id, kind, key, event_id, name, subject, msg_id, body, entity_id, version, chain"
+_EVENTS: Final = f"SELECT {_OUTPUT} FROM outputs WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id"
 _KEY: Final = "key, payload_hash, outcome, first_n, last_n, generation"
 _HEAD: Final = (
     "h.entity_id, h.version, h.chain, s.state, coalesce(s.version, 0), coalesce(s.schema, 0) FROM heads h"
     " LEFT JOIN snapshots s ON s.scope = h.scope AND s.entity_id = h.entity_id"
-)
-# The partial index is used only where the query says that the version is set.
-_TAIL: Final = (
-    "SELECT o.entity_id, o.body FROM heads h"
-    " LEFT JOIN snapshots s ON s.scope = h.scope AND s.entity_id = h.entity_id"
-    " CROSS JOIN outputs o ON o.scope = h.scope AND o.entity_id = h.entity_id"
-    " AND o.version > coalesce(s.version, 0) AND o.version IS NOT NULL"
-    " WHERE h.scope = ? AND h.entity_id IN"
 )
 
 
@@ -79,7 +71,7 @@ def read(
     """See `ScopeStore.read`."""
     names = [key for key, _ in keys]
     records: dict[str, tuple[KeyRecord, Sequence[Output]]] = {}
-    for row in _select_in(connection, f"SELECT {_KEY} FROM keys WHERE scope = ? AND key IN", number, names):
+    for row in select_in(connection, f"SELECT {_KEY} FROM keys WHERE scope = ? AND key IN", number, names):
         key, payload_hash, outcome, first_n, last_n, generation = row
         record = KeyRecord(key, payload_hash, OUTCOME_OF_CODE[outcome], first_n, last_n, generation)
         records[key] = (record, _outputs_between(connection, number, first_n, last_n))
@@ -93,18 +85,16 @@ def read(
     # Next to nothing is ever redriven, so one probe spares most reads the look-ups.
     if connection.execute("SELECT 1 FROM generations WHERE scope = ? LIMIT 1", (number,)).fetchall():
         sql = "SELECT key, generation FROM generations WHERE scope = ? AND key IN"
-        generations = dict(_select_in(connection, sql, number, names))
+        generations = dict(select_in(connection, sql, number, names))
     return Reading(records, mismatches, _heads_of(connection, number, entities), generations)
 
 
 def _heads_of(connection: apsw.Connection, number: int, entities: Sequence[str]) -> dict[str, Head]:
     sql = f"SELECT {_HEAD} WHERE h.scope = ? AND h.entity_id IN"
-    heads = {row[0]: Head(*row) for row in _select_in(connection, sql, number, entities)}
-    tails: dict[str, list[bytes]] = {entity: [] for entity, head in heads.items() if head.version > head.state_version}
-    order = " ORDER BY h.entity_id, o.version"
-    for entity, body in _select_in(connection, _TAIL, number, list(tails), order):
-        tails[entity].append(body)
-    return heads | {entity: attrs.evolve(heads[entity], tail=tail) for entity, tail in tails.items()}
+    heads = {row[0]: Head(*row) for row in select_in(connection, sql, number, entities)}
+    lengths = {e: head.version - head.state_version for e, head in heads.items() if head.version > head.state_version}
+    found = links.tails(connection, number, lengths)
+    return heads | {entity: attrs.evolve(heads[entity], tail=tail) for entity, tail in found.items()}
 
 
 def check_epoch(connection: apsw.Connection, number: int, holder: str, epoch: int) -> None:
@@ -132,7 +122,7 @@ def write(connection: apsw.Connection, number: int, commit: Commit) -> None:
     """Write all of a `Commit` but the end of the term. Raises `Stale`; the caller rolls back."""
     if commit.outputs:
         _check_numbers(commit.outputs, last_n(connection, number))
-    _check_versions(connection, number, commit)
+    prevs, newest = links.link(connection, number, commit)
     base = number << SCOPE_SHIFT
     code = CODE_OF_KIND
     outputs = [
@@ -148,35 +138,39 @@ def write(connection: apsw.Connection, number: int, commit: Commit) -> None:
             o.entity_id,
             o.version,
             o.chain,
+            prev,
         )
-        for o in commit.outputs
+        for o, prev in zip(commit.outputs, prevs, strict=True)
     ]
     # Sorted, so that neighbours in the table are written one after the other.
     keys = sorted(
         (number, k.key, k.payload_hash, CODE_OF_OUTCOME[k.outcome], k.first_n, k.last_n, k.generation)
         for k in commit.keys
     )
-    heads = sorted((number, h.entity_id, h.version, h.chain) for h in commit.heads)
-    replace = " ON CONFLICT(scope, entity_id) DO UPDATE SET version = excluded.version, chain = excluded.chain"
+    heads = sorted((number, h.entity_id, h.version, h.chain, newest[h.entity_id]) for h in commit.heads)
+    replace = (
+        " ON CONFLICT(scope, entity_id) DO UPDATE"
+        " SET version = excluded.version, chain = excluded.chain, last_n = excluded.last_n"
+    )
     try:
-        _insert(connection, f"outputs({_OUTPUT})", outputs)
-        _insert(connection, f"keys(scope, {_KEY})", keys)
-        _insert(connection, "heads(scope, entity_id, version, chain)", heads, replace)
+        insert(connection, f"outputs({_OUTPUT}, prev)", outputs)
+        insert(connection, f"keys(scope, {_KEY})", keys)
+        insert(connection, "heads(scope, entity_id, version, chain, last_n)", heads, replace)
         _write_seldom(connection, number, commit)
     except apsw.ConstraintError as error:
-        if extended_code(error) in (apsw.SQLITE_CONSTRAINT_PRIMARYKEY, apsw.SQLITE_CONSTRAINT_UNIQUE):
+        if extended_code(error) == apsw.SQLITE_CONSTRAINT_PRIMARYKEY:
             raise Stale(f"already committed: {error}") from error
         raise
 
 
 def _write_seldom(connection: apsw.Connection, number: int, commit: Commit) -> None:
     """What few commits carry: refusals, snapshots, attempts, dead letters, marks."""
-    _insert(
+    insert(
         connection,
         "mismatches(scope, key, payload_hash, first_n, last_n)",
         [(number, k.key, k.payload_hash, k.first_n, k.last_n) for k in commit.mismatches],
     )
-    _insert(
+    insert(
         connection,
         "snapshots(scope, entity_id, version, schema, state)",
         sorted((number, s.entity_id, s.version, s.schema, s.state) for s in commit.snapshots),
@@ -223,24 +217,6 @@ def _check_numbers(outputs: Sequence[Output], newest: int) -> None:
             raise Stale(f"output {output.n} is not the next one, which is {n}")
 
 
-def _check_versions(connection: apsw.Connection, number: int, commit: Commit) -> None:
-    """Each entity's events continue its chain one by one, and its head is the last of them."""
-    if not (commit.heads or any(output.version is not None for output in commit.outputs)):
-        return
-    heads = {head.entity_id: head.version for head in commit.heads}
-    touched = {o.entity_id: 0 for o in commit.outputs if o.version is not None and o.entity_id is not None}
-    sql = "SELECT entity_id, version FROM heads WHERE scope = ? AND entity_id IN"
-    versions = touched | dict(_select_in(connection, sql, number, list(touched | heads)))
-    for output in commit.outputs:
-        if output.version is not None and output.entity_id is not None:
-            next_version = versions[output.entity_id] + 1
-            if output.version != next_version:
-                raise Stale(f"version {output.version} of {output.entity_id!r} is not the next: {next_version}")
-            versions[output.entity_id] = next_version
-    if heads.keys() != touched.keys() or any(versions[entity] != heads[entity] for entity in heads):
-        raise Stale("heads and events of the commit differ")
-
-
 def outputs_after(connection: apsw.Connection, number: int, n: int, limit: int) -> list[Output]:
     """See `ScopeStore.outputs_after`."""
     first = max(n, 0) + 1
@@ -259,13 +235,20 @@ def _outputs_between(connection: apsw.Connection, number: int, first: int, last:
     return found
 
 
-def history(connection: apsw.Connection, number: int, entity_id: str, after: int, limit: int) -> list[Output]:
-    """See `ScopeStore.history`."""
-    sql = (
-        f"SELECT {_OUTPUT} FROM outputs WHERE scope = ? AND entity_id = ? AND version > ?"
-        " AND version IS NOT NULL ORDER BY version LIMIT ?"
-    )
-    return _outputs(number << SCOPE_SHIFT, connection.execute(sql, (number, entity_id, after, limit)))
+def history(
+    connection: apsw.Connection, number: int, walk: links.Walk, entity_id: str, after: int, limit: int
+) -> list[Output]:
+    """See `ScopeStore.history`. Whoever reads page after page passes the same `walk`."""
+    after = max(after, 0)
+    base = number << SCOPE_SHIFT
+    numbers = walk.numbers(connection, number, entity_id, after, limit)
+    found = _outputs(base, connection.execute(_EVENTS, (json.dumps([base + n for n in numbers]),)))
+    for version, output in enumerate(found, after + 1):
+        if (output.entity_id, output.version) != (entity_id, version):
+            raise apsw.CorruptError(f"output {output.n} of scope {number} is not version {version} of {entity_id!r}")
+    if len(found) != len(numbers):
+        raise apsw.CorruptError(f"events of {entity_id!r} of scope {number} are missing")
+    return found
 
 
 def _outputs(base: int, rows: Iterable[_Row]) -> list[Output]:
@@ -293,32 +276,3 @@ def attempts(connection: apsw.Connection, number: int) -> list[Attempt]:
         "SELECT key, entity_id, attempts, next_at, first_at, last_at, error FROM attempts WHERE scope = ? ORDER BY key"
     )
     return [Attempt(*row) for row in connection.execute(sql, (number,))]
-
-
-def _insert(connection: apsw.Connection, into: str, rows: Sequence[_Row], then: str = "") -> None:
-    """Insert rows in their order. Violations roll the whole transaction back.
-
-    Without OR ROLLBACK a statement of many rows keeps a copy of every page it touches, to undo itself alone.
-    """
-    if not rows:
-        return
-    one = "(" + ", ".join("?" * len(rows[0])) + ")"
-    start = 0
-    for size in _CHUNKS:
-        sql = f"INSERT OR ROLLBACK INTO {into} VALUES {', '.join([one] * size)}{then}"
-        while len(rows) - start >= size:
-            connection.execute(sql, [value for row in rows[start : start + size] for value in row])
-            start += size
-
-
-def _select_in(
-    connection: apsw.Connection, select: str, number: int, names: Sequence[str], then: str = ""
-) -> Iterator[_Row]:
-    """Rows of `select ... scope = ? AND name IN`; the last statement is filled up with a name it already has."""
-    start = 0
-    while start < len(names):
-        size = next((size for size in _CHUNKS if len(names) - start >= size // 2), 1)
-        chunk = names[start : start + size]
-        sql = f"{select} ({', '.join('?' * size)}){then}"
-        yield from connection.execute(sql, [number, *chunk, *[chunk[-1]] * (size - len(chunk))])
-        start += size

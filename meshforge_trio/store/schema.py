@@ -74,13 +74,13 @@ CREATE TABLE leases(
     server_id TEXT NOT NULL
 ) STRICT;
 -- Event store and outbox in one. id = scope << 40 | n; kind: 0 event, 1 record, 2 command, 3 dead.
+-- prev is the n of the entity's event before (0: none; NULL where version is). The body is last: whoever follows the
+-- links need not read past it.
 CREATE TABLE outputs(
-    id INTEGER PRIMARY KEY, kind INTEGER NOT NULL, key TEXT NOT NULL, event_id TEXT NOT NULL,
-    name TEXT NOT NULL, subject TEXT NOT NULL, msg_id TEXT NOT NULL, body BLOB NOT NULL,
-    entity_id TEXT, version INTEGER, chain BLOB,
-    scope INTEGER GENERATED ALWAYS AS (id >> 40) VIRTUAL
+    id INTEGER PRIMARY KEY, kind INTEGER NOT NULL, entity_id TEXT, version INTEGER, prev INTEGER, chain BLOB,
+    key TEXT NOT NULL, event_id TEXT NOT NULL, name TEXT NOT NULL, subject TEXT NOT NULL, msg_id TEXT NOT NULL,
+    body BLOB NOT NULL
 ) STRICT;
-CREATE UNIQUE INDEX entity_chains ON outputs(scope, entity_id, version) WHERE version IS NOT NULL;
 -- outcome: 0 decided, 1 conflict, 2 refused, 3 violation, 4 dead.
 CREATE TABLE keys(
     scope INTEGER, key TEXT, payload_hash BLOB NOT NULL, outcome INTEGER NOT NULL,
@@ -91,8 +91,9 @@ CREATE TABLE mismatches(
     scope INTEGER, key TEXT, payload_hash BLOB, first_n INTEGER NOT NULL, last_n INTEGER NOT NULL,
     PRIMARY KEY(scope, key, payload_hash)
 ) STRICT, WITHOUT ROWID;
+-- last_n is the n of the entity's newest event.
 CREATE TABLE heads(
-    scope INTEGER, entity_id TEXT, version INTEGER NOT NULL, chain BLOB NOT NULL,
+    scope INTEGER, entity_id TEXT, version INTEGER NOT NULL, chain BLOB NOT NULL, last_n INTEGER NOT NULL,
     PRIMARY KEY(scope, entity_id)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE snapshots(
@@ -126,7 +127,7 @@ CREATE TABLE state_hashes(
 CREATE VIEW events AS
     SELECT s.tenant, s.workspace, s.agent, o.entity_id, o.version, o.name, o.event_id,
            CAST(o.body AS TEXT) AS body
-    FROM outputs o JOIN scopes s ON s.id = o.scope
+    FROM outputs o JOIN scopes s ON s.id = o.id >> 40
     WHERE o.kind = 0;
 """
 

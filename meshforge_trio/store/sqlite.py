@@ -16,6 +16,7 @@ from meshforge_trio.errors import Fenced, Misconfigured, StoreBroken
 from meshforge_trio.points import Point, Probe
 from meshforge_trio.store import rows
 from meshforge_trio.store.lease import Clock, Term, boottime_ns
+from meshforge_trio.store.links import Walk
 from meshforge_trio.store.port import Attempt, Commit, Head, Lease, Mark, Output, Reading
 from meshforge_trio.store.schema import Synchronous, connect, transaction, translated
 from meshforge_trio.subjects import Scope, is_token
@@ -217,6 +218,7 @@ class SQLiteScopeStore:
         self._store = store
         self._scope = scope
         self._number = 0
+        self._walk = Walk()
 
     @property
     def scope(self) -> Scope:
@@ -256,7 +258,7 @@ class SQLiteScopeStore:
 
     async def history(self, entity_id: str, after: int, limit: int) -> Sequence[Output]:
         """Events of an entity with a version above `after`, in order."""
-        return await self._rows(rows.history, entity_id, after, limit)
+        return await self._rows(rows.history, self._walk, entity_id, after, limit)
 
     async def heads(self, after: str, limit: int) -> Sequence[Head]:
         """Heads with an entity id above `after`, in code point order, with their snapshots, without `tail`."""

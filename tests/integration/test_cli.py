@@ -97,6 +97,8 @@ def test_run_send_call_events_state_replay_hash(at: Shop) -> None:
     replayed = at.does("replay", "--app", "shop:app", "--json")
     assert replayed.code == ExitCode.OK
     assert {d["scope"]: d["state_hash"] for d in replayed.documents} == live
+    # What the engine had in memory when it drained.
+    assert {d["scope"]: d["recorded"] for d in replayed.documents} == live
     order = next(d for d in replayed.documents if d["scope"] == "default/demo/order")
     assert (order["entities"], order["events"], order["first_difference"]) == (1, 3, None)
 
@@ -318,6 +320,20 @@ def test_replay_names_the_event_that_was_changed(at: Shop) -> None:
     told = at.does("replay", "--app", "shop")
     assert told.code == ExitCode.FAILED
     assert f"entity 'o-2' version 2, event {changed['id']}: chain differs" in told.out
+
+
+def test_replay_compares_with_the_state_that_was_served(at: Shop) -> None:
+    with at.served() as worker:
+        at.answers("call", "order", "create", '{"items": 1}', "--entity", "o-1")
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.ended() == ExitCode.OK
+    connection = apsw.Connection(str(at.store))
+    connection.execute("UPDATE state_hashes SET state_hash = ?", ("0" * 64,))
+    assert connection.changes() == 2
+    connection.close()
+    told = at.does("replay", "--app", "shop")
+    assert told.code == ExitCode.FAILED
+    assert f"the state rebuilt is not the state that was served: {'0' * 64}, got" in told.out
 
 
 def test_the_store_is_readable_after_a_kill(at: Shop) -> None:
