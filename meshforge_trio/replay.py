@@ -7,7 +7,7 @@ named by its event. Conflicts, refusals and replies lie beside the entities' cha
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, Final, Literal, Protocol
 
 import attrs
@@ -41,9 +41,10 @@ class StoredRows(Protocol):
 class Difference:
     """Where the rows and the replay part, at the first event that shows it.
 
-    `kind` says what was compared: `version` (gap or fork), `identity` (the row and its body name different events),
-    `chain`, `apply` (the agent cannot apply the event), `snapshot`, `head`, `headless` (events without a head), or
-    `state_hash` (the states together, against what the last engine had in memory when it drained).
+    `kind` says what was compared: `version` (gap or fork, or an event that its head does not lead to), `identity` (the
+    row and its body name different events), `chain`, `apply` (the agent cannot apply the event), `snapshot`, `head`,
+    `headless` (events without a head), or `state_hash` (the states together, against what the last engine had in
+    memory when it drained).
     """
 
     kind: Literal["version", "identity", "chain", "apply", "snapshot", "head", "headless", "state_hash"]
@@ -122,7 +123,8 @@ async def replay_scope(
             snapshots += replay.snapshots
             states.append((head.entity_id, replay.version, replay.chain, replay.dumped()))
         last = heads[-1].entity_id
-    found += await _headless(rows, {entity_id for entity_id, *_ in states})
+    parted = {difference.entity_id for difference in found}
+    found += await _strays(rows, {entity_id: version for entity_id, version, *_ in states}, parted)
     return ReplayReport(
         scope=str(rows.scope),
         entities=len(states),
@@ -265,17 +267,26 @@ def _applied(adapter: AgentAdapter[Any], state: Any, body: bytes) -> Any:
     return adapter.apply(state, Event(event["name"], event["payload"]))
 
 
-async def _headless(rows: StoredRows, known: set[str]) -> list[Difference]:
-    """The first event of each entity that has events and no head."""
+async def _strays(rows: StoredRows, replayed: Mapping[str, int], parted: Set[str]) -> list[Difference]:
+    """The first event of each entity that no head leads to: the entity has none, or it leads past the event.
+
+    `parted` are entities whose difference is known already. The outputs of a scope hold an entity's events in order,
+    so an event out of order, or one too many, is a fork.
+    """
     found: dict[str, Difference] = {}
+    met: dict[str, int] = {}
     n = 0
     while page := await rows.outputs_after(n, _PAGE):
         for output in page:
-            entity = output.entity_id
-            if output.kind == "event" and output.version is not None and entity is not None and entity not in known:
-                missing = Difference(
-                    "headless", str(rows.scope), entity, output.version, output.event_id, "a head", "none"
-                )
-                found.setdefault(entity, missing)
+            entity, version = output.entity_id, output.version
+            if output.kind != "event" or entity is None or version is None or entity in parted or entity in found:
+                continue
+            met[entity] = met.get(entity, 0) + 1
+            told = str(rows.scope), entity, version, output.event_id
+            if entity not in replayed:
+                found[entity] = Difference("headless", *told, "a head", "none")
+            elif version != met[entity] or version > replayed[entity]:
+                expected = str(met[entity]) if met[entity] <= replayed[entity] else "no event"
+                found[entity] = Difference("version", *told, expected, str(version))
         n = page[-1].n
     return list(found.values())

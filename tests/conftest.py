@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from chaos.world import Zygote, open_zygote
 from meshforge_trio.broker.bridge import open_loop
 from meshforge_trio.server import PrivateServer
 
@@ -23,3 +24,10 @@ async def aio_loop() -> AsyncIterator[asyncio.AbstractEventLoop]:
     """The loop the bridge needs around everything; ask for it in every test that opens a broker session."""
     async with open_loop() as loop:
         yield loop
+
+
+@pytest.fixture
+async def zygote(aio_loop: asyncio.AbstractEventLoop) -> AsyncIterator[Zygote]:
+    """A fork server for worker processes, with the bridge's loop around it; all of it is gone after the test."""
+    async with open_zygote() as fork_server:
+        yield fork_server

@@ -7,7 +7,7 @@ position is left out.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 
@@ -15,7 +15,7 @@ from chaos.case import CaseResult, run_case
 from chaos.evidence import Sent
 from chaos.plan import Plan, Rule, parse_plan
 from chaos.workload import command, every_path
-from chaos.world import Zygote, open_zygote
+from chaos.world import Zygote
 from meshforge_trio.points import Point
 from meshforge_trio.subjects import Scope
 
@@ -23,12 +23,6 @@ SCOPE = Scope("default", "demo", "counter")
 APP = "chaos.agents:app"
 #: A successor that has something to recover, so that recovery itself can be killed.
 IN_RECOVERY = "worker#1:before_publish@{first}=kill; worker#2:in_recovery@{nth}=kill"
-
-
-@pytest.fixture
-async def zygote(aio_loop: object) -> AsyncIterator[Zygote]:
-    async with open_zygote() as fork_server:
-        yield fork_server
 
 
 def held(result: CaseResult) -> None:

@@ -4,12 +4,13 @@ An index over entity and version would do the same, but writes to a page at rand
 miss the cache the larger the table grows. A link costs nothing to write, and readers want a chain's newest end.
 Every step of a walk checks entity and version of the row it comes to, so a chain that does not hold is damage.
 """
+# ruff: noqa: S608  (SQL is put together from constants; every value is bound)
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import apsw
 
@@ -85,7 +86,7 @@ def tails(connection: apsw.Connection, number: int, lengths: dict[str, int]) -> 
         found[entity].append(body)
     for entity, bodies in found.items():
         if len(bodies) != lengths[entity]:
-            raise _broken(entity, number)
+            raise _broken(number, entity, len(bodies), lengths[entity])
         bodies.reverse()
     return found
 
@@ -125,11 +126,13 @@ class Walk:
     def _down_to(self, connection: apsw.Connection, after: int) -> list[int]:
         number, entity_id = self._of
         bindings = {"scope": number, "entity": entity_id, "after": after, "base": number << SCOPE_SHIFT}
-        found = connection.execute(_WALK, bindings).fetchall()
+        found: list[Any] = connection.execute(_WALK, bindings).fetchall()
         if found and len(found) != found[0][1] - after:
-            raise _broken(entity_id, number)
+            raise _broken(number, entity_id, len(found) - 1, found[0][1] - after)
         return [n for n, _ in reversed(found)]
 
 
-def _broken(entity_id: str, number: int) -> apsw.CorruptError:
-    return apsw.CorruptError(f"the chain of events of entity {entity_id!r} of scope {number} is broken")
+def _broken(number: int, entity_id: str, held: int, asked: int) -> apsw.CorruptError:
+    return apsw.CorruptError(
+        f"of the newest {asked} events of entity {entity_id!r} of scope {number} only {held} hang together"
+    )

@@ -213,6 +213,19 @@ def head_behind_event(serving: Serving) -> Commit:
     return commit
 
 
+def two_heads(serving: Serving) -> Commit:
+    commit = serving.decision("k2", "e1")
+    commit.heads.append(attrs.evolve(commit.heads[0], chain=b"other"))
+    return commit
+
+
+def event_twice(serving: Serving) -> Commit:
+    commit = serving.decision("k2", "e1", ("paid", "sent"))
+    commit.outputs[1] = attrs.evolve(commit.outputs[1], version=3)
+    commit.heads = [Head("e1", 3, b"c3")]
+    return commit
+
+
 def same_refusal(serving: Serving) -> Commit:
     commit = serving.decision("k2")
     commit.mismatches = [KeyRecord("k1", b"other", "refused", 3, 3)]
@@ -238,6 +251,8 @@ def same_dead_letter(serving: Serving) -> Commit:
         head_without_event,
         event_without_head,
         head_behind_event,
+        two_heads,
+        event_twice,
         same_refusal,
         same_dead_letter,
     ],

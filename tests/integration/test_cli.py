@@ -97,7 +97,6 @@ def test_run_send_call_events_state_replay_hash(at: Shop) -> None:
     replayed = at.does("replay", "--app", "shop:app", "--json")
     assert replayed.code == ExitCode.OK
     assert {d["scope"]: d["state_hash"] for d in replayed.documents} == live
-    # What the engine had in memory when it drained.
     assert {d["scope"]: d["recorded"] for d in replayed.documents} == live
     order = next(d for d in replayed.documents if d["scope"] == "default/demo/order")
     assert (order["entities"], order["events"], order["first_difference"]) == (1, 3, None)
@@ -327,10 +326,9 @@ def test_replay_compares_with_the_state_that_was_served(at: Shop) -> None:
         at.answers("call", "order", "create", '{"items": 1}', "--entity", "o-1")
         worker.process.send_signal(signal.SIGTERM)
         assert worker.ended() == ExitCode.OK
-    connection = apsw.Connection(str(at.store))
-    connection.execute("UPDATE state_hashes SET state_hash = ?", ("0" * 64,))
-    assert connection.changes() == 2
-    connection.close()
+    with apsw.Connection(str(at.store)) as connection:
+        connection.execute("UPDATE state_hashes SET state_hash = ?", ("0" * 64,))
+        assert connection.changes() == 2
     told = at.does("replay", "--app", "shop")
     assert told.code == ExitCode.FAILED
     assert f"the state rebuilt is not the state that was served: {'0' * 64}, got" in told.out

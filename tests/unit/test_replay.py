@@ -166,6 +166,37 @@ async def test_the_first_event_that_differs_is_named(harm: Callable[[Rows], obje
     assert f"entity 'a' version {version}, event {event}" in str(difference)
 
 
+def orphan(rows: Rows, version: int) -> None:
+    """One more event of `a`, to which its head does not lead; the store follows links and does not show it."""
+    stray = attrs.evolve(chained("a", [9] * version)[-1], n=len(rows.outputs) + 1, event_id="stray")
+    rows.outputs.append(stray)
+
+
+class Linked(Rows):
+    async def history(self, entity_id: str, after: int, limit: int) -> Sequence[Output]:
+        return [o for o in await super().history(entity_id, after, limit) if o.event_id != "stray"]
+
+
+@pytest.mark.parametrize("version", [2, 3, 4])
+async def test_an_event_that_its_head_does_not_lead_to_is_named(version: int) -> None:
+    rows = Linked(**attrs.asdict(Rows.of({"a": [1, 2, 3], "b": [1]}), recurse=False))
+    orphan(rows, version)
+    report = await replay_scope(rows, counter())
+    difference = report.first_difference
+    assert difference is not None
+    assert report.differences == 1
+    assert (difference.kind, difference.entity_id, difference.version) == ("version", "a", version)
+    assert (difference.event_id, difference.expected, difference.got) == ("stray", "no event", str(version))
+
+
+async def test_an_event_out_of_order_is_named() -> None:
+    rows = Linked(**attrs.asdict(Rows.of({"a": [1, 2, 3]}), recurse=False))
+    rows.outputs.insert(2, attrs.evolve(rows.outputs[1], event_id="stray"))
+    report = await replay_scope(rows, counter())
+    assert report.first_difference is not None
+    assert (report.first_difference.event_id, report.first_difference.expected) == ("stray", "3")
+
+
 async def test_an_event_the_agent_cannot_apply_is_named() -> None:
     rows = Rows.of({"a": [1, 2]})
     silent: Agent[int] = Agent("counter", state=int, initial=int)

@@ -60,6 +60,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.scopes = [ScopeModel(), ScopeModel()]
         self.stores = [self.opened() for _ in range(3)]
         self.processes = [ProcessModel(self.now + TTL_NS) for _ in range(3)]
+        self.readers = [self.stores[0].scope(name) for name in SCOPES]
 
     def opened(self) -> SQLiteEventStore:
         async def open_store() -> SQLiteEventStore:
@@ -175,6 +176,8 @@ class StoreMachine(RuleBasedStateMachine):
             if scope.holder == process:
                 scope.holder = None
         self.stores[process] = self.opened()
+        if process == 0:
+            self.readers = [self.stores[0].scope(name) for name in SCOPES]
         self.processes[process] = ProcessModel(self.now + TTL_NS)
 
     @rule(process=PROCESSES, number=NUMBERS)
@@ -192,11 +195,16 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.turns)
     @invariant()
     def rows_are_those_of_the_model(self) -> None:
-        for scope, name in zip(self.scopes, SCOPES, strict=True):
-            store = self.stores[0].scope(name)
+        for scope, store in zip(self.scopes, self.readers, strict=True):
             assert trio.run(store.outputs_after, 0, 1000) == scope.outputs
             assert trio.run(store.marks) == scope.marks
             assert {h.entity_id: h.version for h in trio.run(store.heads, "", 10)} == scope.versions
+
+    @rule(number=NUMBERS, entity=st.sampled_from(["e1", "e2", "e9"]), after=st.integers(-1, 5), limit=st.integers(1, 4))
+    def history(self, number: int, entity: str, after: int, limit: int) -> None:
+        """Asked of the same reader again and again, which remembers what it walked last."""
+        own = [o for o in self.scopes[number].outputs if o.entity_id == entity]
+        assert trio.run(self.readers[number].history, entity, after, limit) == own[max(after, 0) :][:limit]
 
 
 StoreMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
