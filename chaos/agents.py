@@ -20,7 +20,7 @@ from meshforge_trio.envelope import EventEnvelope, JsonObject
 from meshforge_trio.errors import Refused
 from meshforge_trio.runtime import App
 
-__all__ = ["app", "audit", "counter"]
+__all__ = ["app", "audit", "counter", "counter_only", "patient"]
 
 
 @attrs.frozen
@@ -168,3 +168,5 @@ def patiently_added(total: int, event: Added) -> int:
 
 
 app = App([counter, audit, patient])
+#: For faults that must not fall into another agent's commit.
+counter_only = App([counter])

@@ -23,9 +23,9 @@ from meshforge_trio.broker.bridge import ConnectOptions, open_loop
 from meshforge_trio.broker.jetstream import open_broker
 from meshforge_trio.broker.port import Broker
 from meshforge_trio.config import Settings
-from meshforge_trio.errors import Misconfigured
+from meshforge_trio.errors import Misconfigured, Transient
 from meshforge_trio.points import Probe, no_probe
-from meshforge_trio.policy import Disposition, ExitCode, disposition, worst
+from meshforge_trio.policy import Disposition, ExitCode, backoff, disposition, worst
 from meshforge_trio.runtime import (
     App,
     NotDrained,
@@ -91,7 +91,7 @@ async def _serve(app: App, settings: Settings, probe: Probe, worker: int, worker
         await nursery.start(stop_on_signals, stop.set)
         nursery.start_soon(watch_for_stuck_handlers, settings.engine.retry.handler_limit_s)
         dial = _dial(settings)
-        store = await SQLiteEventStore.open(settings.store, ttl_s=settings.lease_ttl_s)
+        store = await _open_store(settings, stop)
         try:
             runtime = Runtime(app, settings, store, dial, probe=probe, worker=worker, workers=workers)
             nursery.start_soon(_drain_when, stop, runtime)
@@ -99,6 +99,20 @@ async def _serve(app: App, settings: Settings, probe: Probe, worker: int, worker
         finally:
             await store.close()
         nursery.cancel_scope.cancel()
+
+
+async def _open_store(settings: Settings, stop: trio.Event) -> SQLiteEventStore:
+    """The store, as soon as it can be had: another process may hold its lock, or its disk be full, for a while."""
+    waits = backoff()
+    while True:
+        try:
+            return await SQLiteEventStore.open(settings.store, ttl_s=settings.lease_ttl_s)
+        except Transient as error:
+            structlog.get_logger("meshforge").error("the store cannot be opened yet", reason=str(error))
+            with trio.move_on_after(next(waits)):
+                await stop.wait()
+            if stop.is_set():
+                raise
 
 
 async def _drain_when(stop: trio.Event, runtime: Runtime) -> None:

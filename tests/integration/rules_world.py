@@ -18,6 +18,7 @@ from meshforge_trio.subjects import Scope
 
 SCOPE = Scope("default", "demo", "counter")
 APP = "chaos.agents:app"
+ALONE = "chaos.agents:counter_only"
 
 
 def adds(first: int, last: int, entity: str = "a") -> Sequence[Sent]:
