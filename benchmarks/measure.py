@@ -18,14 +18,16 @@ import attrs
 import trio
 
 from benchmarks.shop import app
-from chaos.observer import Observer, open_observer
+from chaos.observer import open_observer
 from meshforge_trio.broker.jetstream import open_broker
-from meshforge_trio.broker.port import Delivery, Message, StreamSpec
+from meshforge_trio.broker.port import Broker, Delivery, Message, StreamSpec
 from meshforge_trio.client import open_client
+from meshforge_trio.config import EngineSettings
 from meshforge_trio.decide import Decider
 from meshforge_trio.drafts import Drafter
+from meshforge_trio.engine import stream_specs
 from meshforge_trio.entities import Cache, Entities
-from meshforge_trio.envelope import CommandEnvelope, SecurityContext, payload_hash
+from meshforge_trio.envelope import CommandEnvelope, SecurityContext, encode, payload_hash
 from meshforge_trio.ids import uuid7
 from meshforge_trio.intake import Incoming
 from meshforge_trio.points import Point, no_probe
@@ -105,17 +107,17 @@ def size_of(store: Path) -> int:
     return sum(path.stat().st_size for path in store.parent.glob(f"{store.name}*") if path.is_file())
 
 
-async def _rate(observer: Observer, count: int) -> float:
+async def _rate(broker: Broker, count: int) -> float:
     """Commands per second from the first decided to the last, as seen from outside."""
     first_at = first_left = 0.0
     while True:
-        left = (await observer.broker.stream_facts(COMMANDS)).messages
+        left = (await broker.stream_facts(COMMANDS)).messages
         now = time.perf_counter()
         if not first_at and left < count:
             first_at, first_left = now, left
         if left == 0:
             return first_left / (now - first_at)
-        await trio.sleep(0.005)
+        await trio.sleep(0.02)
 
 
 async def lean(server: PrivateServer, count: int) -> float:
@@ -123,7 +125,8 @@ async def lean(server: PrivateServer, count: int) -> float:
     async with open_broker(server.url) as broker:
         await broker.declare(StreamSpec("LEAN_IN", ("lean.in",), work_queue=True))
         await broker.declare(StreamSpec("LEAN_OUT", ("lean.out",)))
-        body = b"x" * 600
+        # The same bytes as the runtime's commands.
+        body = encode(next(commands(1, random_keys=False)))
         for begin in range(0, count, 1000):
             batch = [Message("lean.in", body, uuid7()) for _ in range(min(1000, count - begin))]
             await broker.publish(batch, 10.0)
@@ -136,13 +139,16 @@ async def lean(server: PrivateServer, count: int) -> float:
 async def drain(server: PrivateServer, store: Path, count: int, *, random_keys: bool = False) -> Drained:
     """The full runtime: one worker process, SQLite FULL."""
     before = size_of(store)
+    # No subscriber to the events: it would have its share of the two cores.
     async with (
-        open_observer(server.url) as observer,
+        open_broker(server.url) as broker,
         open_client(server.url, tenant=SCOPE.tenant, workspace=SCOPE.workspace, principal=USER) as client,
     ):
+        for spec in stream_specs(EngineSettings()):
+            await broker.declare(spec)
         await client.send_many(list(commands(count, random_keys=random_keys)), timeout_s=120.0)
         with worker(server, store) as process, trio.fail_after(300):
-            rate = await _rate(observer, count)
+            rate = await _rate(broker, count)
             rss = peak_rss_mib(process.pid)
     return Drained(rate, rss, (size_of(store) - before) / count)
 

@@ -95,7 +95,7 @@ class EngineSettings:
 
     ack_wait_s: float = attrs.field(default=30.0, validator=_between(0.05, _DAY_S))
     max_ack_pending: int = attrs.field(default=4096, validator=_between(1, 1_000_000))
-    batch: int = attrs.field(default=256, validator=_between(1, 65_536))
+    batch: int = attrs.field(default=512, validator=_between(1, 65_536))
     duplicate_window_s: float = attrs.field(default=120.0, validator=_between(0.1, 30 * _DAY_S))
     replicas: int = attrs.field(default=1, validator=_between(1, 5))
     publish_timeout_s: float = attrs.field(default=5.0, validator=_between(0.01, 600))

@@ -24,7 +24,7 @@ SNAPSHOT_EVERY: Final = 64
 _log = structlog.get_logger("meshforge")
 
 
-@attrs.frozen
+@attrs.define
 class Entity:
     """Where an entity stands. `chain` is empty before its first event; `saved` its snapshot's version."""
 

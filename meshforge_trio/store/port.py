@@ -70,7 +70,7 @@ class Output:
     chain: bytes | None = None
 
 
-@attrs.frozen
+@attrs.define
 class KeyRecord:
     """The first decision under a key. Its outputs are those numbered `first_n` to `last_n` (none if last < first)."""
 
@@ -82,7 +82,7 @@ class KeyRecord:
     generation: int = 0
 
 
-@attrs.frozen
+@attrs.define
 class Head:
     """Where an entity stands. `state` is the snapshot at `state_version`; `tail` the event bodies after it."""
 

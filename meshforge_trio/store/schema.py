@@ -53,7 +53,7 @@ _APPLICATION_ID: Final = 0x4D465431
 _SQLITE_MINIMUM: Final = (3, 51, 3)
 _BUSY_TIMEOUT_S: Final = 5.0
 _PAGE_BYTES: Final = 8_192
-_CACHE_KIB: Final = 16_384
+_CACHE_KIB: Final = 8_192
 _JOURNAL_BYTES_MAX: Final = 64 << 20
 # A quick check reads the whole file: about 1 ms per MB from the page cache, far more from a cold disk.
 _QUICK_CHECK_BYTES_MAX: Final = 64 << 20

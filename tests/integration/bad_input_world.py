@@ -50,7 +50,7 @@ def misbehaving() -> Agent[int]:
         "none": None,
         "text": "added",
         "nan": Event("added", {"amount": math.nan}),
-        "huge": Event("added", {"amount": 2**63}),
+        "huge": Event("added", {"amount": 2**64}),
         "reserved": Event("conflict", {}),
         "unapplied": Event("lost", {}),
         "half": [Event("added", {"amount": 1}), Event("added", {"amount": "x"})],
