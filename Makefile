@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Tests that run side by side: many of them mostly wait for processes to die.
+JOBS ?= 3
 SOURCES := meshforge_trio chaos tests scenarios benchmarks
 
 .PHONY: help install demo test check bench format clean
@@ -22,7 +24,7 @@ demo: install  ## the order flow, killed four times
 
 test: install  ## the whole test suite, with branch coverage of the package
 	$(BIN)/python -m coverage erase
-	COVERAGE_PROCESS_START=pyproject.toml $(BIN)/python -m coverage run -m pytest $(ARGS)
+	$(BIN)/python -m coverage run -m pytest -n $(JOBS) $(ARGS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --skip-covered --fail-under=95
 
