@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -10,6 +11,10 @@ import pytest
 from chaos.world import Zygote, open_zygote
 from meshforge_trio.broker.bridge import open_loop
 from meshforge_trio.server import PrivateServer
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Started by a shell in the background: what the tests start would inherit that and be deaf to their interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
