@@ -20,7 +20,7 @@ from meshforge_trio.config import EngineSettings
 from meshforge_trio.drafts import Drafter
 from meshforge_trio.entities import Cache
 from meshforge_trio.intake import Incoming, read_delivery
-from meshforge_trio.points import Point, Probe, no_probe
+from meshforge_trio.points import AFTER_LEASE, AFTER_RESET, Probe, no_probe
 from meshforge_trio.recovery import newest_valid_mark, recover
 from meshforge_trio.session import Session, body_max
 from meshforge_trio.store.port import EventStore, Lease
@@ -108,13 +108,13 @@ class RuntimeEngine:
         lease = await self._take_lease(broker)
         if lease is None:
             return
-        self._probe(Point.AFTER_LEASE)
+        self._probe(AFTER_LEASE)
         facts = [await broker.declare(spec) for spec in stream_specs(self._settings)]
         consumers = await self._consume(broker)
         try:
             suspicion = self._suspicion(lease, broker, consumers)
             self._last_epoch = lease.epoch
-            self._probe(Point.AFTER_RESET)
+            self._probe(AFTER_RESET)
             session = await self._open(broker, lease, facts)
             session.consumers = consumers
             await recover(session)

@@ -9,8 +9,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
+from typing import Final
 
-__all__ = ["Point", "Probe", "no_probe"]
+__all__ = [
+    "AFTER_ACK",
+    "AFTER_DEAD_LETTER",
+    "AFTER_HOLD",
+    "AFTER_LEASE",
+    "AFTER_MARK",
+    "AFTER_PUBLISH",
+    "AFTER_RECOVERY",
+    "AFTER_RESET",
+    "AFTER_STORE",
+    "BEFORE_ACK",
+    "BEFORE_ATTEMPT",
+    "BEFORE_DEAD_LETTER",
+    "BEFORE_HOLD",
+    "BEFORE_MARK",
+    "BEFORE_PUBLISH",
+    "BEFORE_RECOVERY",
+    "BEFORE_STORE",
+    "IN_ATTEMPT",
+    "IN_PUBLISH",
+    "IN_RECOVERY",
+    "IN_STORE",
+    "RECEIVED",
+    "Point",
+    "Probe",
+    "no_probe",
+]
 
 
 class Point(StrEnum):
@@ -44,6 +71,30 @@ class Point(StrEnum):
     BEFORE_MARK = "before_mark"
     AFTER_MARK = "after_mark"
 
+
+# The members by themselves: Python 3.11 takes 40 ns to find one in its class.
+AFTER_LEASE: Final = Point.AFTER_LEASE
+AFTER_RESET: Final = Point.AFTER_RESET
+BEFORE_RECOVERY: Final = Point.BEFORE_RECOVERY
+IN_RECOVERY: Final = Point.IN_RECOVERY
+AFTER_RECOVERY: Final = Point.AFTER_RECOVERY
+RECEIVED: Final = Point.RECEIVED
+BEFORE_STORE: Final = Point.BEFORE_STORE
+IN_STORE: Final = Point.IN_STORE
+AFTER_STORE: Final = Point.AFTER_STORE
+BEFORE_PUBLISH: Final = Point.BEFORE_PUBLISH
+IN_PUBLISH: Final = Point.IN_PUBLISH
+AFTER_PUBLISH: Final = Point.AFTER_PUBLISH
+BEFORE_ACK: Final = Point.BEFORE_ACK
+AFTER_ACK: Final = Point.AFTER_ACK
+BEFORE_ATTEMPT: Final = Point.BEFORE_ATTEMPT
+IN_ATTEMPT: Final = Point.IN_ATTEMPT
+BEFORE_HOLD: Final = Point.BEFORE_HOLD
+AFTER_HOLD: Final = Point.AFTER_HOLD
+BEFORE_DEAD_LETTER: Final = Point.BEFORE_DEAD_LETTER
+AFTER_DEAD_LETTER: Final = Point.AFTER_DEAD_LETTER
+BEFORE_MARK: Final = Point.BEFORE_MARK
+AFTER_MARK: Final = Point.AFTER_MARK
 
 Probe = Callable[[Point], None]
 

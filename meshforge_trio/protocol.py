@@ -21,7 +21,22 @@ import trio
 
 from meshforge_trio.errors import SessionLost, Stale
 from meshforge_trio.intake import Incoming
-from meshforge_trio.points import Point
+from meshforge_trio.points import (
+    AFTER_ACK,
+    AFTER_DEAD_LETTER,
+    AFTER_HOLD,
+    AFTER_PUBLISH,
+    AFTER_STORE,
+    BEFORE_ACK,
+    BEFORE_ATTEMPT,
+    BEFORE_DEAD_LETTER,
+    BEFORE_HOLD,
+    BEFORE_PUBLISH,
+    BEFORE_STORE,
+    IN_ATTEMPT,
+    IN_PUBLISH,
+    RECEIVED,
+)
 
 if TYPE_CHECKING:
     from meshforge_trio.plan import Plan
@@ -48,22 +63,22 @@ async def turn(
         StoreFull, StoreBroken: from the store. Nothing was written.
     """
     at = session.probe
-    at(Point.RECEIVED)
+    at(RECEIVED)
 
     plan = await _decide_and_store(session, batch)
 
     async with session.publishing_after_commit(task_status):
-        at(Point.BEFORE_PUBLISH)
+        at(BEFORE_PUBLISH)
         for burst in session.bursts(plan.commit.outputs):
             await session.publish(burst)
-            at(Point.IN_PUBLISH)
+            at(IN_PUBLISH)
         session.published(plan)
-        at(Point.AFTER_PUBLISH)
+        at(AFTER_PUBLISH)
 
         session.broker.echo([*plan.echoes, *plan.answers])
-        at(Point.BEFORE_ACK)
+        at(BEFORE_ACK)
         session.settle(plan)
-        at(Point.AFTER_ACK)
+        at(AFTER_ACK)
 
 
 async def _decide_and_store(session: Session, batch: Sequence[Incoming]) -> Plan:
@@ -72,20 +87,20 @@ async def _decide_and_store(session: Session, batch: Sequence[Incoming]) -> Plan
         plan = await session.decide(batch)
         failed, dead = bool(plan.commit.attempts), bool(plan.commit.dead)
         if failed:
-            at(Point.BEFORE_HOLD)
+            at(BEFORE_HOLD)
         if dead:
-            at(Point.BEFORE_DEAD_LETTER)
-        at(Point.BEFORE_STORE)
+            at(BEFORE_DEAD_LETTER)
+        at(BEFORE_STORE)
         try:
             await session.commit(plan)  # in_store: inside the transaction, before COMMIT
         except Stale:
             session.forget_entities()
             continue
-        at(Point.AFTER_STORE)
+        at(AFTER_STORE)
         if failed:
-            at(Point.AFTER_HOLD)
+            at(AFTER_HOLD)
         if dead:
-            at(Point.AFTER_DEAD_LETTER)
+            at(AFTER_DEAD_LETTER)
         return plan
     raise SessionLost(f"{session.scope}: the store changed under {_DECIDE_TRIES} decisions of one turn")
 
@@ -97,9 +112,9 @@ async def attempt(session: Session, incoming: Incoming) -> None:
     counted each time, and only that one. The caller sees to it that no other turn overlaps.
     """
     at = session.probe
-    at(Point.BEFORE_ATTEMPT)
+    at(BEFORE_ATTEMPT)
     before = await session.begin_attempt(incoming)
-    at(Point.IN_ATTEMPT)
+    at(IN_ATTEMPT)
     try:
         await turn(session, [incoming])
     finally:

@@ -16,7 +16,7 @@ from meshforge_trio.broker.port import Broker, PubAck, StoredMessage, StreamFact
 from meshforge_trio.clock import Clock
 from meshforge_trio.envelope import decode_event
 from meshforge_trio.errors import Misconfigured, Poison
-from meshforge_trio.points import Point
+from meshforge_trio.points import AFTER_RECOVERY, BEFORE_RECOVERY, IN_RECOVERY
 from meshforge_trio.session import Session, moved
 from meshforge_trio.store.port import Mark, Output, ScopeStore
 from meshforge_trio.subjects import EVENTS, FAILED, Scope, event_filter, violation_subject
@@ -102,7 +102,7 @@ async def recover(session: Session) -> int:
     """
     at = session.probe
     scope = session.rows.scope
-    at(Point.BEFORE_RECOVERY)
+    at(BEFORE_RECOVERY)
     read_at = session.clock.elapsed()
     own = await _read_all(session, EVENTS, event_filter(scope), session.mark.event_seq + 1)
     stored = {message.msg_id: message.seq for message in own}
@@ -124,14 +124,14 @@ async def recover(session: Session) -> int:
             acks = await session.publish_until(burst, publish_by)
             for output, ack in zip(burst, acks, strict=True):
                 present.get(ack.stream, {})[output.msg_id] = ack.seq
-            at(Point.IN_RECOVERY)
+            at(IN_RECOVERY)
         session.mark = _mark_after(session.mark, page, present, session.clock.now())
         session.unwritten_mark = True
         repaired += len(missing)
     if repaired:
         log.warning("published what the streams lacked", outputs=repaired)
     await session.write_mark()
-    at(Point.AFTER_RECOVERY)
+    at(AFTER_RECOVERY)
     return repaired
 
 

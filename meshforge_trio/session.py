@@ -25,7 +25,7 @@ from meshforge_trio.envelope import canonical
 from meshforge_trio.errors import Fenced, SessionLost, Stale, Transient
 from meshforge_trio.intake import Incoming
 from meshforge_trio.plan import Plan
-from meshforge_trio.points import Point, Probe
+from meshforge_trio.points import AFTER_MARK, BEFORE_MARK, Probe
 from meshforge_trio.store.port import Attempt, Commit, EventStore, Head, Lease, Mark, Output, ScopeStore, state_of_heads
 from meshforge_trio.subjects import EVENTS, FAILED
 from meshforge_trio.waiting import Waiting
@@ -236,12 +236,12 @@ class Session:
         """Write the newest mark by itself; with `clean`, end the term and record the hash of all states as well."""
         if not self.unwritten_mark and not clean:
             return
-        self.probe(Point.BEFORE_MARK)
+        self.probe(BEFORE_MARK)
         state_hash = await self._state_hash() if clean else None
         commit = Commit(self.lease.epoch, mark=self.mark, state_hash=state_hash, clean=clean)
         await self.rows.commit(commit, self.probe)
         self.unwritten_mark = False
-        self.probe(Point.AFTER_MARK)
+        self.probe(AFTER_MARK)
 
     async def _state_hash(self) -> tuple[int, str] | None:
         """The hash of every entity's state, as this process has it in memory where it has it.

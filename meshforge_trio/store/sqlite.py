@@ -13,7 +13,7 @@ import apsw
 import trio
 
 from meshforge_trio.errors import Fenced, Misconfigured, StoreBroken
-from meshforge_trio.points import Point, Probe
+from meshforge_trio.points import IN_STORE, Probe
 from meshforge_trio.store import rows
 from meshforge_trio.store.lease import Clock, Term, boottime_ns
 from meshforge_trio.store.links import Walk
@@ -28,6 +28,10 @@ _Ts = TypeVarTuple("_Ts")
 
 # Pages of the write-ahead log (8 KiB each) from which on a write is followed by a checkpoint.
 _CHECKPOINT_PAGES: Final = 4_000
+
+
+#: A read of so few keys and entities takes some 50 microseconds, a thread hop three times that.
+_FEW: Final = 8
 
 
 class Offload(Protocol):
@@ -152,10 +156,11 @@ class SQLiteEventStore:
         self.connection.close()
         self.term.end(remove=False)
 
-    async def run(self, fn: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
+    async def run(self, fn: Callable[[*_Ts], _T], *args: *_Ts, here: bool = False) -> _T:
         """Call `fn` where it may block, alone on the connection, and translate SQLite's errors.
 
-        Once begun it is awaited to its end, cancelled or not: whether it was committed must be known.
+        Once begun it is awaited to its end, cancelled or not: whether it was committed must be known. `here` calls it
+        on the spot: for what is read from the page cache in less time than a thread takes to wake.
         """
         async with self._lock:
             if os.getpid() != self._pid:
@@ -164,7 +169,7 @@ class SQLiteEventStore:
                 raise type(self._refusal)(str(self._refusal))
             with trio.CancelScope(shield=True):
                 try:
-                    result = await self._offload(fn, *args)
+                    result = fn(*args) if here else await self._offload(fn, *args)
                 except apsw.Error as error:
                     ours = translated(error, self.path)
                     if isinstance(ours, StoreBroken):
@@ -231,10 +236,11 @@ class SQLiteScopeStore:
 
     async def read(self, keys: Sequence[tuple[str, bytes]], entities: Sequence[str]) -> Reading:
         """One read for a turn, from one snapshot. `keys` are (key, payload hash) pairs."""
-        return await self._store.run(self._read, keys, entities)
+        few = len(keys) + len(entities) <= _FEW
+        return await self._store.run(self._read, keys, entities, here=few)
 
     async def commit(self, commit: Commit, at: Probe) -> None:
-        """One transaction; calls `at(Point.IN_STORE)`, in the thread that writes, before COMMIT.
+        """One transaction; calls `at(IN_STORE)`, in the thread that writes, before COMMIT.
 
         Raises:
             Fenced: another epoch is the newest, or this one was given up.
@@ -314,7 +320,7 @@ class SQLiteScopeStore:
                 rows.write(connection, number, commit)
                 if commit.clean:
                     rows.end_cleanly(connection, number)
-                at(Point.IN_STORE)
+                at(IN_STORE)
         except Fenced:
             term.forget(number, commit.epoch)
             raise
