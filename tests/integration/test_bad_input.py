@@ -93,8 +93,8 @@ UNREADABLE: Final[dict[str, tuple[bytes, str, str | None]]] = {
     "too deep to hash": (raw(b'{"amount":' + b"[" * 500 + b"]" * 500 + b"}"), "not_canonical", "payload"),
     "too deep for its digits": (
         raw(b'{"n":1234567890123456789,"amount":' + b"[" * 1000 + b"]" * 1000 + b"}"),
-        "too_deep",
-        "body",
+        "not_canonical",
+        "payload",
     ),
     **{f"tenant {t!r:.9}": (orjson.dumps(fields(tenant=t)), "bad_token", "tenant") for t in TOKENS},
     **{f"{f} {TOKENS[2]}": (orjson.dumps(fields(**{f: TOKENS[2]})), "bad_token", f) for f in ("workspace", "agent")},
