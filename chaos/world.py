@@ -6,6 +6,7 @@ and `close` kills what is left of their process groups.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -59,9 +60,10 @@ class Worker:
         return self.status == -signal.SIGKILL
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Signal it, if it still runs."""
+        """Signal it, if it still runs. It may just have died of its plan, and the word of it be under way."""
         if self.pid and self.status is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
 
 class ProcessWorld:
