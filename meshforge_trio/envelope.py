@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from types import NoneType
-from typing import Any, Final, Literal, get_args, get_origin
+from typing import Any, Final, Literal, get_origin
 
 import attrs
 import cattrs
@@ -50,7 +50,7 @@ _KEY_LENGTH_MAX: Final = 256
 _ID: Final = re.compile(r"[\x21-\x7e]{1,256}")
 _TRACE: Final = re.compile(r"[0-9a-f]{32}")
 _SPAN: Final = re.compile(r"[0-9a-f]{16}")
-#: Maps every digit to 0, so that one search finds any run of 19 digits (a regular expression takes ten times as long).
+#: Maps every digit to 0, so that one search finds any run of 19 digits (cheaper than a regular expression).
 _DIGITS_TO_ZERO: Final = bytes(48 if 48 <= i <= 57 else i for i in range(256))
 _LONG_NUMBER: Final = b"0" * 19
 _STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"')
@@ -160,7 +160,7 @@ def _is_set(kind: Any) -> bool:
 
 
 def _structurer(kind: type) -> Callable[[Any, Any], Any]:
-    """A structure function for an envelope: one look per field that is there, half the time of a generated one."""
+    """A structure function for an envelope: one look per field that is there, cheaper than a generated one."""
     hints = typing.get_type_hints(kind)
     allowed: dict[str, frozenset[type]] = {
         name: frozenset(typing.get_origin(part) or part for part in typing.get_args(hint) or (hint,))
@@ -389,6 +389,3 @@ def payload_hash(command: CommandEnvelope) -> bytes:
 def traceparent(trace_id: str, span_id: str) -> str:
     """W3C Trace Context header value, sampled."""
     return f"00-{trace_id}-{span_id}-01"
-
-
-PRINCIPAL_TYPES: Final[tuple[str, ...]] = get_args(PrincipalType)

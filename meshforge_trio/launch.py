@@ -74,7 +74,7 @@ def serve(app: App, settings: Settings, *, probe: Probe = no_probe, worker: int 
 
 
 def _tune_interpreter() -> None:
-    """Settings of the interpreter that suit turns: measured together, a tenth of the throughput.
+    """Settings of the interpreter that suit turns; `make bench` shows what they are worth.
 
     A turn makes thousands of objects that die together, none in cycles, so the collector is asked less often. The
     store's thread gets the interpreter lock back after 0.1 ms instead of 5.

@@ -72,7 +72,7 @@ class Point(StrEnum):
     AFTER_MARK = "after_mark"
 
 
-# The members by themselves: Python 3.11 takes 40 ns to find one in its class.
+# The members by themselves: Python 3.11 finds one in its class by a slow detour.
 AFTER_LEASE: Final = Point.AFTER_LEASE
 AFTER_RESET: Final = Point.AFTER_RESET
 BEFORE_RECOVERY: Final = Point.BEFORE_RECOVERY

@@ -30,7 +30,7 @@ _Ts = TypeVarTuple("_Ts")
 _CHECKPOINT_PAGES: Final = 4_000
 
 
-#: A read of so few keys and entities takes some 50 microseconds, a thread hop three times that.
+#: A read of so few keys and entities from the page cache takes less time than waking a thread.
 _FEW: Final = 8
 
 

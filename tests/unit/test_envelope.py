@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import attrs
 import orjson
@@ -14,9 +14,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from meshforge_trio.envelope import (
-    PRINCIPAL_TYPES,
     CommandEnvelope,
     EventEnvelope,
+    PrincipalType,
     SecurityContext,
     canonical,
     decode_command,
@@ -44,7 +44,7 @@ payloads = st.dictionaries(texts, json_values, max_size=5)
 tokens = st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True)
 ids = st.from_regex(r"[\x21-\x7e]{1,256}", fullmatch=True)
 names = st.text(min_size=1, max_size=256)
-contexts = st.builds(SecurityContext, names, st.sampled_from(PRINCIPAL_TYPES), st.none() | names)
+contexts = st.builds(SecurityContext, names, st.sampled_from(get_args(PrincipalType)), st.none() | names)
 common: dict[str, st.SearchStrategy[Any]] = {
     "id": ids,
     "tenant": tokens,
