@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-from pathlib import Path
 
 import attrs
 import trio
@@ -25,10 +24,9 @@ __all__ = ["app", "audit", "counter", "counter_only", "patient"]
 
 @attrs.frozen
 class Amount:
-    """What to add or take. `tag` names the command in the record of calls."""
+    """What to add or take."""
 
     amount: int = 0
-    tag: str = ""
 
 
 @attrs.frozen
@@ -44,27 +42,16 @@ class Rolled:
     entity_version: int = 0
 
 
-def _called(tag: str) -> None:
-    """Write down that a handler was called, where a SIGKILL cannot undo it."""
-    path = os.environ.get("CHAOS_CALLS")
-    if path is not None and tag:
-        descriptor = os.open(Path(path), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        os.write(descriptor, f"{tag}\n".encode())
-        os.close(descriptor)
-
-
 counter: Agent[int] = Agent("counter", state=int, initial=int)
 
 
 @counter.command("add")
 def add(total: int, payload: Amount, ctx: Context) -> Added:
-    _called(payload.tag)
     return Added(payload.amount, total + payload.amount)
 
 
 @counter.command("take")
 def take(total: int, payload: Amount, ctx: Context) -> Added:
-    _called(payload.tag)
     if payload.amount > total:
         raise Refused(f"{payload.amount} is more than {total}", code="insufficient", field="amount")
     return Added(-payload.amount, total - payload.amount)
@@ -73,33 +60,28 @@ def take(total: int, payload: Amount, ctx: Context) -> Added:
 @counter.command("roll")
 def roll(total: int, payload: Amount, ctx: Context) -> Rolled:
     """Decides differently each time it is asked: a second decision could not hide behind the first."""
-    _called(payload.tag)
     return Rolled(random.SystemRandom().randint(1, 1_000_000_000))
 
 
 @counter.command("tell")
 def tell(total: int, payload: Amount, ctx: Context) -> list[object]:
-    _called(payload.tag)
     note = Send("audit", "note", {"text": f"total {total}"}, entity_id=ctx.entity_id)
     return [Added(0, total), note]
 
 
 @counter.command("explode")
 def explode(total: int, payload: Amount, ctx: Context) -> Added:
-    _called(payload.tag)
     raise RuntimeError("boom")
 
 
 @counter.command("die")
 def die(total: int, payload: Amount, ctx: Context) -> Added:
-    _called(payload.tag)
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("unreachable")
 
 
 @counter.command("spin")
 def spin(total: int, payload: Amount, ctx: Context) -> Added:
-    _called(payload.tag)
     while True:
         pass
 
@@ -157,7 +139,6 @@ patient: Agent[int] = Agent("patient", state=int, initial=int)
 @patient.command("add")
 async def add_slowly(total: int, payload: Amount, ctx: Context) -> Added:
     """Decided while other entities' handlers wait as well."""
-    _called(payload.tag)
     await trio.sleep(0.001)
     return Added(payload.amount, total + payload.amount)
 

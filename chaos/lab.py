@@ -1,0 +1,211 @@
+"""The laboratory: servers, fork servers and replayers that many cases use, a few cases at a time."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import orjson
+import trio
+
+from chaos.case import Case, play
+from chaos.evidence import Evidence
+from chaos.mutants.patch import Patch
+from chaos.replayer import Replayer, ReplayerError, open_replayer
+from chaos.verdict import RunError, Status, Verdict, judge_run, load_run
+from chaos.zygote import WorldError, Zygote, open_zygote
+from meshforge_trio.broker.bridge import open_loop
+from meshforge_trio.errors import MeshForgeError
+from meshforge_trio.server import PrivateServer
+
+__all__ = ["Lab", "Outcome", "open_lab"]
+
+#: Other hash seeds and time zones than anybody's, and two of them, so that they can differ from each other.
+_ELSEWHERE: Final = ((101, "Asia/Kathmandu"), (202, "America/St_Johns"))
+#: Of a case's own deadline; past it something of the harness hangs.
+_PATIENCE: Final = 6
+
+
+@attrs.frozen
+class Outcome:
+    """What came of a case. `home` is its directory, if it was kept; `evidence` that of the end, if there was one."""
+
+    case: Case
+    verdict: Verdict
+    home: Path | None
+    seconds: float
+    evidence: Evidence | None = attrs.field(default=None, repr=False)
+    logs: str = attrs.field(default="", repr=False)
+
+    @property
+    def status(self) -> Status:
+        """Of its verdict."""
+        return self.verdict.status
+
+    def __str__(self) -> str:
+        kept = "" if self.home is None else f"\nrun directory: {self.home}"
+        return f"plan: {self.case.plan}\n{self.verdict}\nreplay: {self.case.replay}{kept}\n{self.logs}"
+
+
+class Lab:
+    """Made by `open_lab`."""
+
+    def __init__(self, nursery: trio.Nursery, servers: Sequence[PrivateServer], reports: Path | None) -> None:
+        self._nursery = nursery
+        self._free_in, self._free = trio.open_memory_channel[PrivateServer](len(servers))
+        for server in servers:
+            self._free_in.send_nowait(server)
+        self._zygotes: dict[Patch | None, Zygote] = {}
+        self._replayers: list[Replayer] = []
+        self._opening = trio.Lock()
+        self._reports = reports
+        self.parallel = len(servers)
+
+    async def run(self, case: Case, *, patch: Patch | None = None, keep: bool = False) -> Outcome:
+        """Run one case, on a server of its own for the time. `patch` plants a bug; `keep` keeps what passes too.
+
+        Never raises for what goes wrong in it: that is in the verdict.
+        """
+        server = await self._free.receive()
+        home = Path(tempfile.mkdtemp(prefix="meshforge-run-"))
+        began = time.monotonic()
+        try:
+            reasons = await self._play(case, server, patch, home)
+            verdict = judge_run(home, invariants=case.invariants, reasons=reasons)
+            evidence = _evidence(home)
+            logs = _logs(home) if verdict.status is not Status.PASS else ""
+            kept = self._keep(case, home, verdict) if keep or verdict.status is not Status.PASS else None
+            return Outcome(case, verdict, kept, time.monotonic() - began, evidence, logs)
+        finally:
+            shutil.rmtree(home, ignore_errors=True)
+            self._free_in.send_nowait(server)
+
+    async def run_all(
+        self, cases: Sequence[Case], *, patch: Patch | None = None, note: Callable[[Outcome], None] = lambda _: None
+    ) -> Sequence[Outcome]:
+        """Run many, as many at a time as there are servers; the outcomes are in the order of the cases."""
+        outcomes: dict[int, Outcome] = {}
+
+        async def run(number: int, case: Case) -> None:
+            outcomes[number] = await self.run(case, patch=patch)
+            note(outcomes[number])
+
+        async with trio.open_nursery() as nursery:
+            for number, case in enumerate(cases):
+                nursery.start_soon(run, number, case)
+        return [outcomes[number] for number in range(len(cases))]
+
+    async def _play(self, case: Case, server: PrivateServer, patch: Patch | None, home: Path) -> list[str]:
+        reasons: list[str] = []
+        played = False
+        try:
+            with trio.move_on_after(case.deadline_s * _PATIENCE) as waited:
+                zygote = await self._zygote(patch)
+                await play(case, server, zygote, home)
+                await self._rebuild(case, home, patch)
+                played = True
+            if waited.cancelled_caught:
+                reasons.append(f"the run did not end within {case.deadline_s * _PATIENCE:g} s")
+        except* (MeshForgeError, WorldError, ReplayerError, OSError, RuntimeError, trio.TooSlowError) as errors:
+            reasons += [f"{type(error).__name__}: {error}" for error in _leaves(errors)]
+        if not played:
+            with trio.CancelScope(shield=True):
+                _made_anew(server)
+        return reasons
+
+    async def _rebuild(self, case: Case, home: Path, patch: Patch | None) -> None:
+        """Have other processes compute the state hashes of the end; the judge compares."""
+        images = sorted(home.glob("image-*"), key=lambda path: int(path.name.split("-")[1]))
+        if not images or not (images[-1] / "store.db").exists():
+            return
+        rebuilt: dict[str, list[str]] = {}
+        for replayer in await self._all_replayers():
+            hashes = await replayer.rebuild(images[-1] / "store.db", case.app, case.workspaces, patch=patch)
+            for scope, value in hashes.items():
+                rebuilt.setdefault(str(scope), []).append(value)
+        (images[-1] / "rebuilt.json").write_bytes(orjson.dumps(rebuilt))
+
+    async def _zygote(self, patch: Patch | None) -> Zygote:
+        async with self._opening:
+            if patch not in self._zygotes:
+                self._zygotes[patch] = await self._nursery.start(_hold, lambda: open_zygote(patch))
+            return self._zygotes[patch]
+
+    async def _all_replayers(self) -> Sequence[Replayer]:
+        async with self._opening:
+            while len(self._replayers) < len(_ELSEWHERE):
+                seed, zone = _ELSEWHERE[len(self._replayers)]
+                self._replayers.append(await self._nursery.start(_hold, lambda: open_replayer(seed, zone)))  # noqa: B023
+            return self._replayers
+
+    def _keep(self, case: Case, home: Path, verdict: Verdict) -> Path | None:
+        if self._reports is None:
+            return None
+        self._reports.mkdir(parents=True, exist_ok=True)
+        number = 1
+        while (kept := self._reports / f"{case.name}-{number}").exists():
+            number += 1
+        shutil.copytree(home, kept, ignore=shutil.ignore_patterns("server-copy", "store"))
+        (kept / "verdict.json").write_bytes(orjson.dumps(verdict.to_json(), option=orjson.OPT_INDENT_2))
+        return kept
+
+
+async def _hold(open_it: Callable[[], Any], task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED) -> None:
+    async with open_it() as opened:
+        task_status.started(opened)
+        await trio.sleep_forever()
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for each in error.exceptions for leaf in _leaves(each)]
+    return [error]
+
+
+def _made_anew(server: PrivateServer) -> None:
+    """Whatever a failed run left in it must not meet the next one."""
+    server.kill()
+    shutil.rmtree(server.store_dir, ignore_errors=True)
+    server.start()
+
+
+def _evidence(home: Path) -> Evidence | None:
+    try:
+        images = load_run(home).images
+    except RunError:
+        return None
+    return images[-1] if images else None
+
+
+def _logs(home: Path) -> str:
+    logs = sorted(home.glob("worker-*.log"), key=lambda path: int(path.stem.split("-")[1]))
+    return "\n".join(
+        f"-- {path.stem}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-30:]) for path in logs
+    )
+
+
+@asynccontextmanager
+async def open_lab(parallel: int = 1, reports: Path | None = None) -> AsyncIterator[Lab]:
+    """Start `parallel` nats-servers and what else cases need; all of it is gone at the end.
+
+    `reports` is where the directories of runs go that do not pass.
+
+    Raises:
+        Misconfigured: a nats-server cannot be found or started.
+    """
+    servers = [PrivateServer() for _ in range(parallel)]
+    try:
+        for server in servers:
+            server.start()
+        async with open_loop(), trio.open_nursery() as nursery:
+            yield Lab(nursery, servers, reports)
+            nursery.cancel_scope.cancel()
+    finally:
+        for server in servers:
+            server.stop()

@@ -1,0 +1,253 @@
+"""The verdict on a run: pass, violation or inconclusive. It fails closed.
+
+A guarantee that does not hold is a violation, whatever else happened. Without one, a run passes only if it shows
+something: every rule fired, whoever was to be killed died of signal 9, every checker that had to found something to
+look at, the client got through, and the workers ended as they should. Else it is inconclusive, with the reasons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import orjson
+
+from chaos.checkers import Checker, Judgement, judge
+from chaos.evidence import Evidence, ImageError, Sent, load_image
+from chaos.history import HistoryError, Record, read_history
+from chaos.plan import Plan, PlanError, parse_plan
+from meshforge_trio.envelope import decode_command
+from meshforge_trio.errors import Poison
+from meshforge_trio.subjects import Scope
+
+__all__ = ["EXIT_CODES", "ImageJudgement", "Receipt", "RunError", "Status", "Verdict", "judge_run", "load_run"]
+
+_RUN_VERSION: Final = 1
+_KILLED: Final = -9
+
+
+class RunError(ValueError):
+    """A directory that holds no run, or one that cannot be judged."""
+
+
+class Status(StrEnum):
+    """What a run shows."""
+
+    PASS = "pass"
+    VIOLATION = "violation"
+    INCONCLUSIVE = "inconclusive"
+
+
+#: What commands exit with; 3 is for wrong usage.
+EXIT_CODES: Final[Mapping[Status, int]] = {Status.PASS: 0, Status.VIOLATION: 1, Status.INCONCLUSIVE: 2}
+
+
+@attrs.frozen
+class ImageJudgement:
+    """What one checker says of one image. `final` is false for a corpse."""
+
+    image: int
+    final: bool
+    judgement: Judgement
+
+
+@attrs.frozen
+class Receipt:
+    """The proof of a kill: the rule as recorded before the act, and how the process then ended."""
+
+    rule: str
+    pid: int
+    status: int
+
+
+@attrs.frozen
+class Verdict:
+    """What a run shows, why, and by which evidence."""
+
+    status: Status
+    reasons: Sequence[str] = ()
+    judgements: Sequence[ImageJudgement] = ()
+    fired: Sequence[str] = ()
+    unhit: Sequence[str] = ()
+    receipts: Sequence[Receipt] = ()
+    minimal: str | None = None
+
+    @property
+    def broken(self) -> Sequence[Judgement]:
+        """Judgements with findings."""
+        return [each.judgement for each in self.judgements if each.judgement.findings]
+
+    @property
+    def broken_ids(self) -> Sequence[str]:
+        """The guarantees that fell, in order, each once."""
+        return list(dict.fromkeys(judgement.id for judgement in self.broken))
+
+    def to_json(self) -> Mapping[str, Any]:
+        """As `verdict.json` has it."""
+        return {
+            "status": self.status.value,
+            "reasons": list(self.reasons),
+            "judgements": [
+                {"image": each.image, "final": each.final, **each.judgement.to_json()} for each in self.judgements
+            ],
+            "fired": list(self.fired),
+            "unhit": list(self.unhit),
+            "receipts": [attrs.asdict(receipt) for receipt in self.receipts],
+            "minimal": self.minimal,
+        }
+
+    def __str__(self) -> str:
+        lines = [f"verdict: {self.status}", f"fired: {'; '.join(self.fired) or 'nothing'}"]
+        lines += [f"reason: {reason}" for reason in self.reasons]
+        for each in self.judgements:
+            if each.judgement.findings:
+                lines.append(f"{'end' if each.final else f'corpse {each.image}'}: {each.judgement}")
+        return "\n".join(lines)
+
+
+@attrs.frozen
+class Run:
+    """A run as its directory tells it."""
+
+    told: Mapping[str, Any]
+    plan: Plan
+    history: Sequence[Record]
+    sent: Sequence[Sent]
+    images: Sequence[Evidence]
+
+
+def load_run(home: Path) -> Run:
+    """Read a run's directory.
+
+    Raises:
+        RunError: something is missing, truncated, or of a newer version.
+    """
+    try:
+        told = orjson.loads((home / "run.json").read_bytes())
+        newer = told["version"]
+        if type(newer) is not int or newer > _RUN_VERSION:
+            raise RunError(f"{home}/run.json is of version {newer!r:.40}, this reads up to {_RUN_VERSION}")
+        history = read_history(home / "history.jsonl")
+        outcomes = {r["id"]: r.kind for r in history if r.kind in ("ok", "unknown", "failed")}
+        sent = [_sent(each, outcomes) for each in told["sent"]]
+        plan = parse_plan(told["plan"], mortal=True)
+        images = [
+            load_image(
+                home / f"image-{record['number']}",
+                sent=_sent_before(sent, history[: i + 1]),
+                history=history[: i + 1],
+                limit=told["limit"],
+                rebuilt=_rebuilt(home / f"image-{record['number']}" / "rebuilt.json"),
+            )
+            for i, record in enumerate(history)
+            if record.kind == "image"
+        ]
+    except (OSError, KeyError, TypeError, ValueError, Poison, HistoryError, ImageError, PlanError) as error:
+        if isinstance(error, RunError):
+            raise
+        what = error if isinstance(error, HistoryError | ImageError) else f"{type(error).__name__}: {error}"
+        raise RunError(f"{home} cannot be judged: {what}") from error
+    return Run(told, plan, history, sent, images)
+
+
+def _sent(told: Mapping[str, Any], outcomes: Mapping[str, str]) -> Sent:
+    command = decode_command(orjson.dumps(told["command"]))
+    return Sent(
+        command,
+        outcomes.get(command.id, "unknown"),
+        told["query"],
+        tuple(told["expect"]),
+        told["phase"],
+        told["repeatable"],
+        None if told["at"] is None else Scope(*told["at"].split("/")),
+        key=told["key"],
+        digest=bytes.fromhex(told["digest"]),
+    )
+
+
+def _sent_before(sent: Sequence[Sent], history: Sequence[Record]) -> Sequence[Sent]:
+    ids = {record["id"] for record in history if record.kind == "send"}
+    return [each for each in sent if each.command.id in ids]
+
+
+def _rebuilt(path: Path) -> Mapping[Scope, Sequence[str]]:
+    if not path.exists():
+        return {}
+    return {Scope(*scope.split("/")): hashes for scope, hashes in orjson.loads(path.read_bytes()).items()}
+
+
+def judge_run(home: Path, *, invariants: Sequence[Checker] = (), reasons: Sequence[str] = ()) -> Verdict:
+    """Judge a run from its directory. `reasons` are what its world already says against it.
+
+    Raises:
+        RunError: the directory cannot be judged. With `reasons`, it is inconclusive instead.
+    """
+    try:
+        run = load_run(home)
+    except RunError as error:
+        if not reasons:
+            raise
+        return Verdict(Status.INCONCLUSIVE, [*reasons, str(error)])
+    judgements = [
+        ImageJudgement(number, image.final, judgement)
+        for number, image in enumerate(run.images, 1)
+        for judgement in judge(image, invariants)
+    ]
+    fired = [record["rule"] for record in run.history if record.kind == "fault"]
+    unhit = [str(rule) for rule in run.plan.rules if str(rule) not in fired]
+    receipts = list(_receipts(run))
+    against = [*reasons, *_against(run, judgements, unhit, receipts)]
+    broken = any(each.judgement.findings for each in judgements)
+    status = Status.VIOLATION if broken else Status.INCONCLUSIVE if against else Status.PASS
+    return Verdict(status, against, judgements, fired, unhit, receipts)
+
+
+def _receipts(run: Run) -> Iterator[Receipt]:
+    pids = {record.actor: record["pid"] for record in run.history if record.kind == "spawn"}
+    ends = {record.actor: record["status"] for record in run.history if record.kind == "exit"}
+    for record in run.history:
+        if record.kind == "fault" and record.actor.startswith("worker#") and _kills(run, record["rule"]):
+            yield Receipt(record["rule"], pids.get(record.actor, 0), ends.get(record.actor, 0))
+
+
+def _kills(run: Run, text: str) -> bool:
+    return any(str(rule) == text and (rule.actor, rule.action) == ("worker", "kill") for rule in run.plan.rules)
+
+
+def _against(
+    run: Run, judgements: Sequence[ImageJudgement], unhit: Sequence[str], receipts: Sequence[Receipt]
+) -> Iterator[str]:
+    """Why the run shows less than it should."""
+    if unhit and run.told["must_fire"]:
+        yield f"never fired: {'; '.join(unhit)}"
+    for receipt in receipts:
+        if receipt.status != _KILLED:
+            yield f"{receipt.rule} fired, and the process ended with {receipt.status} instead of signal 9"
+    finals = [each.judgement for each in judgements if each.final]
+    if not finals:
+        yield "there is no image of the end"
+    examined = {judgement.id: judgement.examined for judgement in finals}
+    vacuous = [id_ for id_ in run.told["claims"] if not examined.get(id_)]
+    if vacuous and finals:
+        yield f"nothing to examine for {', '.join(vacuous)}"
+    for each in judgements:
+        if each.judgement.failure:
+            yield f"the checker of {each.judgement.id} failed on image {each.image}: {each.judgement.failure}"
+    for phase in dict.fromkeys(sent.phase for sent in run.sent):
+        if not any(sent.outcome == "ok" for sent in run.sent if sent.phase == phase):
+            yield f"no command of phase {phase!r} was accepted"
+    if run.images and not run.images[-1].rows.keys and not all(sent.query for sent in run.sent):
+        yield "nothing was ever decided"
+    yield from _unplanned_ends(run, receipts)
+
+
+def _unplanned_ends(run: Run, receipts: Sequence[Receipt]) -> Iterator[str]:
+    planned = {receipt.rule.split(":")[0] for receipt in receipts}
+    for record in run.history:
+        if record.kind != "exit" or record["status"] == 0 or record.actor in planned:
+            continue
+        if not (run.told["mortal"] and record["status"] in (_KILLED, 1)):
+            yield f"{record.actor} ended with {record['status']}, which no rule asked for"

@@ -1,0 +1,125 @@
+"""The life of a worker: the runtime as it is, with a probe at its points and a record of its handlers' calls."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import structlog
+
+from chaos.faults.disk import FullDisk
+from chaos.history import History
+from chaos.plan import parse_plan
+from chaos.probe import FaultProbe
+from meshforge_trio.agent import AgentAdapter, Context, Decision, Event
+from meshforge_trio.config import EngineSettings, Settings
+from meshforge_trio.envelope import CommandEnvelope, EventEnvelope, canonical
+from meshforge_trio.errors import Misconfigured
+from meshforge_trio.launch import load_app, serve
+from meshforge_trio.policy import ExitCode, RetryPolicy
+from meshforge_trio.runtime import App
+from meshforge_trio.telemetry import set_up_logging
+
+__all__ = ["RecordedAgent", "live"]
+
+
+def live(order: dict[str, Any], descriptor: int) -> int:
+    """Serve until a signal or a rule of the plan; return the exit code. `descriptor` appends to the history."""
+    os.environ.update(order["environment"])
+    sys.path.insert(0, order["path"])
+    os.chdir(order["path"])
+    set_up_logging(order["log_level"])
+    log = structlog.get_logger("meshforge")
+    log.info("worker", number=order["number"], plan=order["plan"])
+    history = History(descriptor, f"worker#{order['number']}")
+    rules = parse_plan(order["plan"], mortal=True).of_worker(order["number"])
+    store = Path(order["store"])
+    disk = FullDisk(store, history) if any(rule.action == "full" for rule in rules) else None
+    settings = Settings(
+        url=order["url"],
+        store=store,
+        workspaces=tuple(order["workspaces"]),
+        lease_ttl_s=order["lease_ttl_s"],
+        engine=EngineSettings(**order["engine"], retry=RetryPolicy(**order["retry"])),
+    )
+    try:
+        app = load_app(order["app"])
+    except Misconfigured as error:
+        log.critical("the app cannot be loaded", reason=str(error))
+        return ExitCode.MISCONFIGURED
+    recorded = App([RecordedAgent(agent, history) for agent in app.agents])
+    return serve(recorded, settings, probe=FaultProbe(rules, history, disk))
+
+
+class RecordedAgent(AgentAdapter[Any]):
+    """An agent whose calls are written down before they are made, and their decisions after."""
+
+    def __init__(self, agent: AgentAdapter[Any], history: History) -> None:
+        self._agent = agent
+        self._history = history
+        self.name = agent.name
+        self.schema = agent.schema
+        self.concurrent = agent.concurrent
+        self.subscriptions = agent.subscriptions
+        # What has no wrapping to do is the agent's own.
+        self.initial = agent.initial
+        self.apply = agent.apply
+        self.is_query = agent.is_query
+        self.entity_of = agent.entity_of
+        self.dump = agent.dump
+        self.load = agent.load
+
+    def initial(self) -> Any:
+        """See `AgentAdapter.initial`."""
+        return self._agent.initial()
+
+    def apply(self, state: Any, event: Event) -> Any:
+        """See `AgentAdapter.apply`."""
+        return self._agent.apply(state, event)
+
+    def receive(
+        self, state: Any, message: CommandEnvelope | EventEnvelope, ctx: Context
+    ) -> Decision | Awaitable[Decision]:
+        """Call the agent's own, with a record before and after."""
+        scope = f"{message.tenant}/{message.workspace}/{self.name}"
+        key = message.idempotency_key or ""
+        if isinstance(message, EventEnvelope):
+            key = f"evt:{message.agent}:{message.id}:{key}"
+        self._history.write(
+            "call",
+            scope=scope,
+            key=key,
+            id=message.id,
+            action=message.action if isinstance(message, CommandEnvelope) else message.name,
+            entity=ctx.entity_id,
+            version=ctx.version,
+            before=_digest(self._agent.dump(state)),
+        )
+        decision = self._agent.receive(state, message, ctx)
+        if isinstance(decision, Decision):
+            self._decided(scope, key, decision)
+            return decision
+        return self._awaited(scope, key, decision)
+
+    async def _awaited(self, scope: str, key: str, decision: Awaitable[Decision]) -> Decision:
+        made = await decision
+        self._decided(scope, key, made)
+        return made
+
+    def _decided(self, scope: str, key: str, decision: object) -> None:
+        # What is no Decision is the engine's to refuse.
+        if isinstance(decision, Decision):
+            self._history.write("decided", scope=scope, key=key, digest=_digest(attrs.asdict(decision)))
+
+
+def _digest(value: object) -> str:
+    """A short name for a JSON value; for one that is none, its kind: the engine refuses it later."""
+    try:
+        return hashlib.sha256(canonical(value)).hexdigest()[:16]
+    except (TypeError, ValueError):
+        return f"unwritable {type(value).__name__}"
