@@ -4,12 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Tests that run side by side: many of them mostly wait for processes to die.
 JOBS ?= 3
-SOURCES := meshforge_trio chaos tests scenarios benchmarks
+SOURCES := meshforge_trio chaos tests scenarios benchmarks examples
 
-.PHONY: help install demo test check bench format clean
+.PHONY: help install demo test check gate bench bench-chaos format clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 
 $(BIN)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -22,7 +22,7 @@ install: $(BIN)/.installed  ## make .venv with everything in it
 demo: install  ## the order flow, killed four times
 	$(BIN)/python scenarios/order_flow.py
 
-test: install  ## the whole test suite, with branch coverage of the package
+test: install  ## the whole test suite, with branch coverage of the packages
 	$(BIN)/python -m coverage erase
 	$(BIN)/python -m coverage run -m pytest -n $(JOBS) $(ARGS)
 	$(BIN)/python -m coverage combine --quiet
@@ -34,8 +34,14 @@ check: install  ## lint, types, and the shape of the code
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/tidy
 
+gate: install  ## kill at every point, run every scenario, catch every planted bug: the profile for pull requests
+	$(BIN)/meshforge-chaos gate --profile pr --report build/gate $(ARGS)
+
 bench: install  ## throughput, latency, recovery, memory
 	$(BIN)/python -m benchmarks.throughput $(ARGS)
+
+bench-chaos: install  ## kills per second, the gate's duration, how often a reported plan reproduces
+	$(BIN)/python -m benchmarks.chaos $(ARGS)
 
 format: install  ## format the code
 	$(BIN)/ruff check --fix --select I $(SOURCES)

@@ -1,8 +1,9 @@
 """Agents to be killed: between them they take every path of the protocol.
 
 `counter` keeps a sum: decisions that depend on state, refusals, one that is not repeatable, one that always raises,
-one that kills its process, one that never returns, one that sends a command. `audit` listens to it and takes its
-commands. `patient` awaits in its handler.
+one that kills its process, one that never returns, one whose event no broker takes, one that sends a command, a query
+that always raises. `audit` listens to it and takes its commands. `patient` awaits in its handlers, for as long as it is
+told.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from meshforge_trio.envelope import EventEnvelope, JsonObject
 from meshforge_trio.errors import Refused
 from meshforge_trio.runtime import App
 
-__all__ = ["app", "audit", "counter", "counter_only", "patient"]
+__all__ = ["app", "audit", "counter", "counter_only", "patient", "patient_only"]
 
 
 @attrs.frozen
@@ -39,6 +40,19 @@ class Added:
 @attrs.frozen
 class Rolled:
     pips: int
+    entity_version: int = 0
+
+
+@attrs.frozen
+class Wait:
+    """For how many seconds."""
+
+    seconds: float
+
+
+@attrs.frozen
+class Waited:
+    seconds: float
     entity_version: int = 0
 
 
@@ -86,6 +100,17 @@ def spin(total: int, payload: Amount, ctx: Context) -> Added:
         pass
 
 
+@counter.command("bloat")
+def bloat(total: int, payload: Amount, ctx: Context) -> Event:
+    """Decides on an event of as many characters: with enough of them, one that no broker takes."""
+    return Event("bloated", {"text": "x" * payload.amount})
+
+
+@counter.query("stumble")
+def stumble(total: int, payload: Amount, ctx: Context) -> Reply:
+    raise RuntimeError("boom")
+
+
 @counter.query("get")
 def get(total: int, payload: Amount, ctx: Context) -> Reply:
     return Reply("found", {"total": total})
@@ -98,6 +123,11 @@ def added(total: int, event: Added) -> int:
 
 @counter.event("rolled")
 def rolled(total: int, event: Rolled) -> int:
+    return total
+
+
+@counter.event("bloated")
+def bloated(total: int, payload: JsonObject) -> int:
     return total
 
 
@@ -143,11 +173,31 @@ async def add_slowly(total: int, payload: Amount, ctx: Context) -> Added:
     return Added(payload.amount, total + payload.amount)
 
 
+@patient.command("wait")
+async def wait(total: int, payload: Wait, ctx: Context) -> Waited:
+    """Has its delivery in hand for as long as it is told."""
+    await trio.sleep(payload.seconds)
+    return Waited(payload.seconds)
+
+
+@patient.command("explode")
+async def explode_slowly(total: int, payload: Amount, ctx: Context) -> Added:
+    await trio.sleep(0.001)
+    raise RuntimeError("boom")
+
+
 @patient.event("added")
 def patiently_added(total: int, event: Added) -> int:
     return event.total
 
 
+@patient.event("waited")
+def waited(total: int, event: Waited) -> int:
+    return total
+
+
 app = App([counter, audit, patient])
 #: For faults that must not fall into another agent's commit.
 counter_only = App([counter])
+#: For what takes its time: deliveries that are long in hand, turns that overlap.
+patient_only = App([patient])

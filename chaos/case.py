@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -30,7 +31,7 @@ from chaos.faults.proxy import open_proxy
 from chaos.history import VERSION, History
 from chaos.observer import Observer, open_observer, resent
 from chaos.plan import Plan
-from chaos.world import ProcessWorld, Worker, WorldError
+from chaos.world import ProcessWorld, Worker
 from chaos.zygote import Zygote
 from meshforge_trio.envelope import encode
 from meshforge_trio.launch import load_app
@@ -50,7 +51,8 @@ class Case:
     `limit` is how often a handler may be called (0: not judged). `paced` sends each command when the one before is
     decided. `mortal` agents kill their own process. `must_fire`: a rule that did not fire makes the run inconclusive.
     `claims` are guarantees whose checkers must have found something to examine; `invariants` are checkers of the
-    caller's own. `replay` is the command that runs it again.
+    caller's own. `source` is the scenario it is of, as the command line names it; `replay` the command that runs it
+    again.
     """
 
     app: str
@@ -69,6 +71,7 @@ class Case:
     record_frames: bool = False
     claims: Sequence[str] = ("G1", "G2", "G3", "G4", "G5", "G12")
     invariants: Sequence[Checker] = ()
+    source: str = ""
     replay: str = ""
 
     @property
@@ -77,7 +80,7 @@ class Case:
         return float(self.engine.get("duplicate_window_s", 120.0))
 
     def as_run(self, sent: Sequence[Sent]) -> Mapping[str, Any]:
-        """What `run.json` says of it; `sent` includes what was sent again."""
+        """What `run.json` says of it; `sent` includes what was sent again by a rule of the plan."""
         return {
             "version": RUN_VERSION,
             "scenario": self.name,
@@ -87,10 +90,15 @@ class Case:
             "retry": dict(self.retry),
             "workspaces": list(self.workspaces),
             "limit": self.limit,
+            "lease_ttl_s": self.lease_ttl_s,
+            "deadline_s": self.deadline_s,
+            "paced": self.paced,
+            "record_frames": self.record_frames,
             "must_fire": self.must_fire,
             "mortal": self.mortal,
             "claims": list(self.claims),
-            "sent": [_as_json(each) for each in sent],
+            "sent": [{**_as_json(each), "again": each not in self.sent} for each in sent],
+            "source": self.source,
             "replay": self.replay or f"meshforge-chaos replay {shlex.quote(str(self.plan))}",
             "environment": _environment(),
         }
@@ -139,9 +147,7 @@ async def play(case: Case, server: PrivateServer, zygote: Zygote, home: Path) ->
                 )
                 url = proxy.url
             observer = await stack.enter_async_context(
-                open_observer(
-                    server.url, history=history.of("client"), duplicate_window_s=case.duplicate_window_s
-                )
+                open_observer(server.url, history=history.of("client"), duplicate_window_s=case.duplicate_window_s)
             )
             world = await stack.enter_async_context(_world(case, url, zygote, home))
             run = _Run(case, world, observer, history)
@@ -151,7 +157,8 @@ async def play(case: Case, server: PrivateServer, zygote: Zygote, home: Path) ->
                     nursery.start_soon(run.director.direct)
                 await run.to_the_end()
                 nursery.cancel_scope.cancel()
-            (home / "run.json").write_bytes(orjson.dumps(case.as_run(run.sent)))
+            unsent = [each for each in case.sent if each not in run.sent]
+            (home / "run.json").write_bytes(orjson.dumps(case.as_run([*run.sent, *unsent])))
             await observer.forget()
     finally:
         history.close()
@@ -222,7 +229,7 @@ class _Run:
                 finished = await self._finish(worker)
             if waited.cancelled_caught:
                 # Whatever is left now is for the checkers to say.
-                worker.send_signal(9)
+                worker.send_signal(signal.SIGKILL)
                 await self._world.ended(worker)
                 await self._image(final=True)
                 return

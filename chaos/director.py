@@ -78,9 +78,7 @@ class Director:
             else:
                 await self._perform(rule)
                 worker.send_signal(signal.SIGCONT)
-                self._history.of(rule.actor if rule.actor != "worker" else worker.name).write(
-                    "healed", rule=str(rule)
-                )
+                self._history.of(rule.actor if rule.actor != "worker" else worker.name).write("healed", rule=str(rule))
         if waited.cancelled_caught:
             raise WorldError(f"{rule}: not carried out within {_ACT_S:g} s")
         self.busy -= 1

@@ -118,15 +118,21 @@ class Evidence:
 
 async def save_image(broker: Broker, store: Path, to: Path, *, final: bool) -> None:
     """Copy the store and the streams into the directory `to`, which is made."""
-    to.mkdir(parents=True)
-    copy_store(store, to)
+    copy_store(store, _made(to))
     facts: dict[str, Any] = {}
+    copied: dict[str, int] = {}
     for stream, name in _FILES.items():
         found = await broker.stream_facts(stream)
         facts[stream] = attrs.asdict(found)
         lines = [_dumped(m) for m in await _all(broker, found)]
+        copied[stream] = len(lines)
         (to / name).write_bytes(b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines))
-    (to / "image.json").write_bytes(orjson.dumps({"final": final, "facts": facts}))
+    (to / "image.json").write_bytes(orjson.dumps({"final": final, "facts": facts, "copied": copied}))
+
+
+def _made(directory: Path) -> Path:
+    directory.mkdir(parents=True)
+    return directory
 
 
 async def _all(broker: Broker, facts: StreamFacts) -> Sequence[StoredMessage]:
@@ -147,10 +153,12 @@ def load_image(image: Path, **more: Any) -> Evidence:
     try:
         told = orjson.loads((image / "image.json").read_bytes())
         facts = {name: StreamFacts(**fields) for name, fields in told["facts"].items()}
-        streams = {stream: _messages(image / name) for stream, name in _FILES.items()}
+        streams = {stream: _messages(image / name, told["copied"][stream]) for stream, name in _FILES.items()}
         return Evidence(
             read_store(image / "store.db"),
-            *(streams[stream] for stream in (COMMANDS, EVENTS, FAILED)),
+            commands=streams[COMMANDS],
+            events=streams[EVENTS],
+            failed=streams[FAILED],
             facts=facts,
             final=bool(told["final"]),
             **more,
@@ -159,11 +167,13 @@ def load_image(image: Path, **more: Any) -> Evidence:
         raise ImageError(f"{image} is no image of a run, or a damaged one: {type(error).__name__}: {error}") from error
 
 
-def _messages(path: Path) -> Sequence[StoredMessage]:
+def _messages(path: Path, count: int) -> Sequence[StoredMessage]:
     found = []
     for line in path.read_bytes().splitlines():
         fields = orjson.loads(line)
         found.append(StoredMessage(fields["seq"], fields["subject"], fields["msg_id"], _body(fields)))
+    if len(found) != count:
+        raise ValueError(f"{path.name} holds {len(found)} messages of {count}")
     return found
 
 
@@ -182,7 +192,7 @@ def dumped_body(body: bytes) -> Mapping[str, str]:
 def _body(fields: Mapping[str, Any]) -> bytes:
     if "body" in fields:
         return str(fields["body"]).encode()
-    return base64.b64decode(fields["body_base64"])
+    return base64.b64decode(fields["body_base64"], validate=True)
 
 
 def envelope_of(message: StoredMessage | OutputRow) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import sys
+import traceback
 from typing import Any
 
 from chaos.mutants.patch import assert_applied, install, patch_from_json
@@ -35,8 +36,8 @@ def main() -> None:
     if len(sys.argv) > 1:
         patch = patch_from_json(json.loads(sys.argv[1]))
         install(patch)
-        import chaos.worker  # noqa: F401, PLC0415
-        import chaos.agents  # noqa: F401, PLC0415
+        import chaos.agents  # noqa: PLC0415
+        import chaos.worker  # noqa: PLC0415
 
         assert_applied(patch)
     else:
@@ -85,6 +86,9 @@ def _spawn(order: dict[str, Any]) -> None:
         from chaos.worker import live  # noqa: PLC0415
 
         code = live(order, history)
+    except BaseException:
+        # Into its log; nobody else would hear of it.
+        traceback.print_exc()
     finally:
         os._exit(code)
 

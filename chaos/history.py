@@ -13,7 +13,7 @@ the version of this schema.
 | `header` | harness | `version`, `scenario`, `plan`, `app` |
 | `spawn` `exit` | worker#N | `pid`; `status`: exit code, or minus the signal |
 | `point` | worker#N | `point`, `nth`: it is there for the nth time |
-| `call` | worker#N | `scope`, `key`, `id`, `action`, `entity`, `version`, `before`: digest of the state; a handler is called |
+| `call` | worker#N | of a handler: `scope`, `key`, `id`, `action`, `entity`, `version`, `before`: digest of the state |
 | `decided` | worker#N | `key`, `digest`: what the handler returned |
 | `fault` | who acts | `rule`: the text of the plan's rule, written before the action |
 | `healed` | who acted | `rule`: what the rule broke is whole again |

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import shutil
 import tempfile
 import time
@@ -16,7 +18,7 @@ import trio
 
 from chaos.case import Case, play
 from chaos.evidence import Evidence
-from chaos.mutants.patch import Patch
+from chaos.mutants.patch import Patch, patch_to_json
 from chaos.replayer import Replayer, ReplayerError, open_replayer
 from chaos.verdict import RunError, Status, Verdict, judge_run, load_run
 from chaos.zygote import WorldError, Zygote, open_zygote
@@ -56,15 +58,18 @@ class Outcome:
 class Lab:
     """Made by `open_lab`."""
 
-    def __init__(self, nursery: trio.Nursery, servers: Sequence[PrivateServer], reports: Path | None) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, servers: Sequence[PrivateServer], reports: Path | None, *, keep: bool = False
+    ) -> None:
         self._nursery = nursery
         self._free_in, self._free = trio.open_memory_channel[PrivateServer](len(servers))
         for server in servers:
             self._free_in.send_nowait(server)
-        self._zygotes: dict[Patch | None, Zygote] = {}
+        self._zygotes: dict[Patch | None, tuple[Zygote, trio.CancelScope]] = {}
         self._replayers: list[Replayer] = []
         self._opening = trio.Lock()
         self._reports = reports
+        self._keeps_all = keep
         self.parallel = len(servers)
 
     async def run(self, case: Case, *, patch: Patch | None = None, keep: bool = False) -> Outcome:
@@ -80,7 +85,11 @@ class Lab:
             verdict = judge_run(home, invariants=case.invariants, reasons=reasons)
             evidence = _evidence(home)
             logs = _logs(home) if verdict.status is not Status.PASS else ""
-            kept = self._keep(case, home, verdict) if keep or verdict.status is not Status.PASS else None
+            kept = (
+                self._keep(case, home, verdict, patch)
+                if keep or self._keeps_all or verdict.status is not Status.PASS
+                else None
+            )
             return Outcome(case, verdict, kept, time.monotonic() - began, evidence, logs)
         finally:
             shutil.rmtree(home, ignore_errors=True)
@@ -101,6 +110,13 @@ class Lab:
                 nursery.start_soon(run, number, case)
         return [outcomes[number] for number in range(len(cases))]
 
+    async def let_go(self, patch: Patch) -> None:
+        """End the fork server of a planted bug. Call it when no case runs with it any more."""
+        async with self._opening:
+            if patch in self._zygotes:
+                _, held = self._zygotes.pop(patch)
+                held.cancel()
+
     async def _play(self, case: Case, server: PrivateServer, patch: Patch | None, home: Path) -> list[str]:
         reasons: list[str] = []
         played = False
@@ -115,51 +131,52 @@ class Lab:
         except* (MeshForgeError, WorldError, ReplayerError, OSError, RuntimeError, trio.TooSlowError) as errors:
             reasons += [f"{type(error).__name__}: {error}" for error in _leaves(errors)]
         if not played:
-            with trio.CancelScope(shield=True):
-                _made_anew(server)
+            _made_anew(server)
         return reasons
 
     async def _rebuild(self, case: Case, home: Path, patch: Patch | None) -> None:
         """Have other processes compute the state hashes of the end; the judge compares."""
-        images = sorted(home.glob("image-*"), key=lambda path: int(path.name.split("-")[1]))
-        if not images or not (images[-1] / "store.db").exists():
+        end = _last_image(home)
+        if end is None:
             return
         rebuilt: dict[str, list[str]] = {}
         for replayer in await self._all_replayers():
-            hashes = await replayer.rebuild(images[-1] / "store.db", case.app, case.workspaces, patch=patch)
+            hashes = await replayer.rebuild(end / "store.db", case.app, case.workspaces, patch=patch)
             for scope, value in hashes.items():
                 rebuilt.setdefault(str(scope), []).append(value)
-        (images[-1] / "rebuilt.json").write_bytes(orjson.dumps(rebuilt))
+        (end / "rebuilt.json").write_bytes(orjson.dumps(rebuilt))
 
     async def _zygote(self, patch: Patch | None) -> Zygote:
         async with self._opening:
-            if patch not in self._zygotes:
+            if patch not in self._zygotes or self._zygotes[patch][0].gone:
                 self._zygotes[patch] = await self._nursery.start(_hold, lambda: open_zygote(patch))
-            return self._zygotes[patch]
+            return self._zygotes[patch][0]
 
     async def _all_replayers(self) -> Sequence[Replayer]:
         async with self._opening:
             while len(self._replayers) < len(_ELSEWHERE):
                 seed, zone = _ELSEWHERE[len(self._replayers)]
-                self._replayers.append(await self._nursery.start(_hold, lambda: open_replayer(seed, zone)))  # noqa: B023
+                replayer, _ = await self._nursery.start(_hold, lambda: open_replayer(seed, zone))  # noqa: B023
+                self._replayers.append(replayer)
             return self._replayers
 
-    def _keep(self, case: Case, home: Path, verdict: Verdict) -> Path | None:
+    def _keep(self, case: Case, home: Path, verdict: Verdict, patch: Patch | None) -> Path | None:
         if self._reports is None:
             return None
-        self._reports.mkdir(parents=True, exist_ok=True)
-        number = 1
-        while (kept := self._reports / f"{case.name}-{number}").exists():
-            number += 1
-        shutil.copytree(home, kept, ignore=shutil.ignore_patterns("server-copy", "store"))
+        kept = _new_directory(self._reports, case.name)
+        shutil.copytree(home, kept, ignore=shutil.ignore_patterns("server-copy", "store"), dirs_exist_ok=True)
+        if patch is not None:
+            (kept / "patch.json").write_bytes(orjson.dumps(patch_to_json(patch)))
         (kept / "verdict.json").write_bytes(orjson.dumps(verdict.to_json(), option=orjson.OPT_INDENT_2))
         return kept
 
 
 async def _hold(open_it: Callable[[], Any], task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED) -> None:
-    async with open_it() as opened:
-        task_status.started(opened)
-        await trio.sleep_forever()
+    """Keep something open until the lab closes or the scope that is reported with it is cancelled."""
+    with trio.CancelScope() as scope:
+        async with open_it() as opened:
+            task_status.started((opened, scope))
+            await trio.sleep_forever()
 
 
 def _leaves(error: BaseException) -> list[BaseException]:
@@ -173,6 +190,23 @@ def _made_anew(server: PrivateServer) -> None:
     server.kill()
     shutil.rmtree(server.store_dir, ignore_errors=True)
     server.start()
+
+
+def _last_image(home: Path) -> Path | None:
+    """The image of the end, if it holds a store."""
+    images = sorted(home.glob("image-*"), key=lambda path: int(path.name.split("-")[1]))
+    return images[-1] if images and (images[-1] / "store.db").exists() else None
+
+
+def _new_directory(where: Path, name: str) -> Path:
+    """One that nobody else has, other processes included."""
+    where.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        made = where / f"{name}-{number}"
+        with contextlib.suppress(FileExistsError):
+            made.mkdir()
+            return made
+    raise AssertionError("unreachable")
 
 
 def _evidence(home: Path) -> Evidence | None:
@@ -191,10 +225,10 @@ def _logs(home: Path) -> str:
 
 
 @asynccontextmanager
-async def open_lab(parallel: int = 1, reports: Path | None = None) -> AsyncIterator[Lab]:
+async def open_lab(parallel: int = 1, reports: Path | None = None, *, keep: bool = False) -> AsyncIterator[Lab]:
     """Start `parallel` nats-servers and what else cases need; all of it is gone at the end.
 
-    `reports` is where the directories of runs go that do not pass.
+    `reports` is where the directories of runs go that do not pass; with `keep`, of all.
 
     Raises:
         Misconfigured: a nats-server cannot be found or started.
@@ -204,7 +238,7 @@ async def open_lab(parallel: int = 1, reports: Path | None = None) -> AsyncItera
         for server in servers:
             server.start()
         async with open_loop(), trio.open_nursery() as nursery:
-            yield Lab(nursery, servers, reports)
+            yield Lab(nursery, servers, reports, keep=keep)
             nursery.cancel_scope.cancel()
     finally:
         for server in servers:

@@ -52,20 +52,21 @@ class Observer:
         Raises:
             SessionLost, Misconfigured: the first one could not be made.
         """
-        await self._dial()
+        wire = await self._dial()
         task_status.started()
         while True:
-            assert self._wire is not None
-            reason = await self._wire.connection.wait_lost()
-            self._write("deaf", reason=reason)
+            self._write("deaf", reason=await wire.connection.wait_lost())
             await self._hang_up()
-            while self._wire is None:
-                try:
-                    await self._dial()
-                except (SessionLost, Misconfigured):
-                    await trio.sleep(_POLL_S)
+            wire = await self._dialled_again()
 
-    async def _dial(self) -> None:
+    async def _dialled_again(self) -> Wire:
+        while True:
+            try:
+                return await self._dial()
+            except (SessionLost, Misconfigured):
+                await trio.sleep(_POLL_S)
+
+    async def _dial(self) -> Wire:
         connection = await connect(self._options)
         try:
             wire = Wire.over(connection)
@@ -79,6 +80,7 @@ class Observer:
         self._write("listening")
         self._wire, self._api = wire, JetStreamApi(connection)
         self._connected.set()
+        return wire
 
     async def _hang_up(self) -> None:
         wire, self._wire = self._wire, None

@@ -6,6 +6,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 from chaos.faults.disk import FullDisk
 from chaos.history import History
@@ -40,6 +41,7 @@ class FaultProbe:
         if rule.action == "full":
             assert self._disk is not None
             assert rule.seconds is not None
+            self._disk.on_healed = partial(self._history.write, "healed", rule=str(rule))
             self._disk.fill(rule.seconds)
             return
         os.kill(os.getpid(), signal.SIGKILL if (rule.actor, rule.action) == ("worker", "kill") else signal.SIGSTOP)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -128,13 +129,11 @@ def read_store(path: Path) -> Rows:
     """
     if not path.exists():
         return Rows()
-    connection = apsw.Connection(str(path))
     try:
-        return _rows(connection)
-    except apsw.Error as error:
-        raise RowsError(f"{path} cannot be read: {error}") from error
-    finally:
-        connection.close()
+        with closing(apsw.Connection(str(path))) as connection:
+            return _rows(connection)
+    except (apsw.Error, LookupError, TypeError) as error:
+        raise RowsError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _rows(connection: apsw.Connection) -> Rows:

@@ -243,7 +243,7 @@ def wrong(rule: Rule) -> Iterator[tuple[Field, str]]:
         else:
             yield "action", unknown(f"action of {rule.actor}", rule.action, kinds)
         return
-    if rule.place not in kind.places:
+    if rule.place in known and rule.place not in kind.places:
         only = f"; it may at {', '.join(kind.places)}" if len(kind.places) < len(_UNLOCKED) else ""
         yield "at", f"{rule.actor} {rule.action} may not stand at {rule.place}: {kind.limit}{only}"
     yield from (("seconds", reason) for reason in _wrong_seconds(rule, kind))

@@ -1,8 +1,8 @@
 """A scenario: agents, a workload, the faults to try on it, and what must hold. Data; `chaos.lab` runs it.
 
-    SCENARIO = Scenario(
-        "ledger", __doc__, "scenarios.ledger:app", workload, searches=[Sweep(batches=(1, 64))], invariants=[CONSERVED]
-    )
+SCENARIO = Scenario(
+    "ledger", __doc__, "scenarios.ledger:app", workload, searches=[Sweep(batches=(1, 64))], invariants=[CONSERVED]
+)
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Search(Protocol):
 class Scenario:
     """What to run. `workload` makes the commands from a seed; the other fields are those of `Case`.
 
-    `source` is how the command line names it: a name of the catalogue, or the path of a script.
+    `source` is how the command line names it, quoted for a shell: a name of the catalogue, or the path of a script.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Scenario:
         self, plan: Plan, *, batch: int = 64, must_fire: bool = True, seed: int = 0, record_frames: bool = False
     ) -> Case:
         """The case of one plan."""
-        source = shlex.quote(self.source or self.name)
+        source = self.source or shlex.quote(self.name)
         seeded = f" --seed {seed}" if seed else ""
         return Case(
             self.app,
@@ -90,6 +90,7 @@ class Scenario:
             record_frames=record_frames,
             claims=self.claims,
             invariants=self.invariants,
+            source=source,
             replay=f"meshforge-chaos run {source} --batch {batch}{seeded} --plan {shlex.quote(str(plan))}",
         )
 
@@ -137,7 +138,7 @@ def load_scenario(path: Path) -> Scenario:
     found = getattr(module, "SCENARIO", None)
     if not isinstance(found, Scenario):
         raise ScenarioError(f"{path} has no SCENARIO: set it to a chaos.scenario.Scenario")
-    return attrs.evolve(found, source=found.source or _shown(path))
+    return attrs.evolve(found, source=found.source or shlex.quote(_shown(path)))
 
 
 def _shown(path: Path) -> str:

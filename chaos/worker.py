@@ -39,7 +39,7 @@ def live(order: dict[str, Any], descriptor: int) -> int:
     history = History(descriptor, f"worker#{order['number']}")
     rules = parse_plan(order["plan"], mortal=True).of_worker(order["number"])
     store = Path(order["store"])
-    disk = FullDisk(store, history) if any(rule.action == "full" for rule in rules) else None
+    disk = FullDisk(store) if any(rule.action == "full" for rule in rules) else None
     settings = Settings(
         url=order["url"],
         store=store,
@@ -66,13 +66,6 @@ class RecordedAgent(AgentAdapter[Any]):
         self.schema = agent.schema
         self.concurrent = agent.concurrent
         self.subscriptions = agent.subscriptions
-        # What has no wrapping to do is the agent's own.
-        self.initial = agent.initial
-        self.apply = agent.apply
-        self.is_query = agent.is_query
-        self.entity_of = agent.entity_of
-        self.dump = agent.dump
-        self.load = agent.load
 
     def initial(self) -> Any:
         """See `AgentAdapter.initial`."""
@@ -81,6 +74,22 @@ class RecordedAgent(AgentAdapter[Any]):
     def apply(self, state: Any, event: Event) -> Any:
         """See `AgentAdapter.apply`."""
         return self._agent.apply(state, event)
+
+    def is_query(self, action: str) -> bool:
+        """See `AgentAdapter.is_query`."""
+        return self._agent.is_query(action)
+
+    def entity_of(self, event: EventEnvelope) -> str | None:
+        """See `AgentAdapter.entity_of`."""
+        return self._agent.entity_of(event)
+
+    def dump(self, state: Any) -> Any:
+        """See `AgentAdapter.dump`."""
+        return self._agent.dump(state)
+
+    def load(self, value: Any) -> Any:
+        """See `AgentAdapter.load`."""
+        return self._agent.load(value)
 
     def receive(
         self, state: Any, message: CommandEnvelope | EventEnvelope, ctx: Context

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, overload
+
+import attrs
 
 from chaos.evidence import Sent
 from meshforge_trio.envelope import CommandEnvelope, JsonObject, SecurityContext
 from meshforge_trio.subjects import Scope
 
-__all__ = ["GARBAGE", "SCOPE", "command", "every_path", "garbage_key", "trespass"]
+__all__ = ["GARBAGE", "SCOPE", "Workload", "command", "every_path", "garbage_key", "trespass"]
 
 #: Where the harness's own agents live in most runs.
 SCOPE: Final = Scope("default", "demo", "counter")
@@ -32,6 +34,69 @@ def command(scope: Scope, action: str, number: int, payload: JsonObject | None =
         security_context=_USER,
         **fields,
     )
+
+
+class Workload(Sequence[Sent]):
+    """Commands in the order in which they are sent, numbered as they are added: ids `c1`, `c2` ..., keys `k1` ...
+
+    commands = Workload()
+    first = commands.send("parcel", "register", {"to": "Ada"}, entity="p-1")
+    commands.again(first)
+    commands.send("parcel", "deliver", entity="p-1", phase="after")
+    """
+
+    def __init__(self, workspace: str = "default/demo") -> None:
+        self._tenant, _, self._workspace = workspace.partition("/")
+        self._sent: list[Sent] = []
+
+    def send(
+        self,
+        agent: str,
+        action: str,
+        payload: JsonObject | None = None,
+        *,
+        entity: str | None = None,
+        key: str | None = None,
+        expected_version: int | None = None,
+        expect: Sequence[str] = (),
+        query: bool = False,
+        repeatable: bool = True,
+        phase: str = "main",
+    ) -> Sent:
+        """Add a command; see `Sent` for what may be known of it. A `phase` of `after` is sent when faults are over."""
+        number = len(self._sent) + 1
+        made = command(
+            Scope(self._tenant, self._workspace, agent),
+            action,
+            number,
+            payload,
+            entity_id=entity,
+            expected_version=expected_version,
+            idempotency_key=None if query else key or f"k{number}",
+        )
+        sent = Sent(made, query=query, expect=tuple(expect), repeatable=repeatable, phase=phase)
+        self._sent.append(sent)
+        return sent
+
+    def again(self, sent: Sent, phase: str = "main") -> Sent:
+        """Add the same command as a client sends it that never saw its answer: a new id, the same key."""
+        made = attrs.evolve(sent.command, id=f"c{len(self._sent) + 1}")
+        repeated = attrs.evolve(sent, command=made, phase=phase)
+        self._sent.append(repeated)
+        return repeated
+
+    @overload
+    def __getitem__(self, index: int) -> Sent: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Sent]: ...
+    def __getitem__(self, index: int | slice) -> Sent | Sequence[Sent]:
+        return self._sent[index]
+
+    def __len__(self) -> int:
+        return len(self._sent)
+
+    def __iter__(self) -> Iterator[Sent]:
+        return iter(self._sent)
 
 
 def every_path(scope: Scope = SCOPE) -> Sequence[Sent]:

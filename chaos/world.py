@@ -122,15 +122,19 @@ class ProcessWorld:
             await trio.sleep(POLL_S)
 
     async def ended(self, worker: Worker) -> int:
-        """Wait for the end of `worker`; return its status. The caller sets the deadline."""
+        """Wait for the end of `worker`; return its status. The caller sets the deadline.
+
+        Raises:
+            WorldError: nobody knows how it ended, since the fork server has died as well.
+        """
         await self._ended(worker)
-        assert worker.status is not None
+        if worker.status is None:
+            raise WorldError(f"{worker.name}: the fork server has died, so nobody knows how it ended")
         return worker.status
 
     async def _ended(self, worker: Worker) -> None:
-        first = not worker.ended.is_set()
         await worker.ended.wait()
-        if first or not self.events.exits_told(worker.name):
+        if worker.status is not None and not self.events.exits_told(worker.name):
             self.events.tell_exit(worker.name)
             self._history.write("exit", actor=worker.name, status=worker.status)
 
@@ -172,7 +176,7 @@ class ProcessWorld:
             kind, _, _, _, holder = struct.unpack("hhqqi4x", fcntl.fcntl(descriptor, fcntl.F_GETLK, question))
         finally:
             os.close(descriptor)
-        return kind != fcntl.F_UNLCK and holder == worker.pid
+        return bool(kind != fcntl.F_UNLCK and holder == worker.pid)
 
     def fired(self) -> Sequence[str]:
         """The rules that fired, in order, as their processes recorded them before acting."""

@@ -29,7 +29,10 @@ class WorldError(Exception):
 
 @attrs.define(eq=False)
 class Worker:
-    """One worker process. `ended` is set when it is reaped; `status` is then its exit code, or minus its signal."""
+    """One worker process. `ended` is set when it is reaped; `status` is then its exit code, or minus its signal.
+
+    When the fork server dies nobody reaps: `ended` is set and `status` stays `None`.
+    """
 
     number: int
     log: Path
@@ -132,7 +135,7 @@ class Zygote:
                 await worker.started.wait()
                 nursery.cancel_scope.cancel()
         if not worker.pid:
-            why = "the fork server has died" if self._gone.is_set() else f"not forked within {_FORK_S:g} s"
+            why = "the fork server has died" if self.gone else f"not forked within {_FORK_S:g} s"
             raise WorldError(f"{worker.name}: {why}")
 
     async def _cancel_when_gone(self, scope: trio.CancelScope) -> None:
@@ -150,6 +153,13 @@ class Zygote:
                 for line in lines:
                     self._hear(json.loads(line))
         self._gone.set()
+        for worker in self._workers.values():
+            worker.ended.set()
+
+    @property
+    def gone(self) -> bool:
+        """Whether the fork server has died: its workers with it, and there will be no other."""
+        return self._gone.is_set()
 
     def _hear(self, message: Mapping[str, Any]) -> None:
         if "spawned" in message:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
-from chaos.world import Zygote, open_zygote
+from chaos.zygote import Zygote, open_zygote
 from meshforge_trio.broker.bridge import open_loop
 from meshforge_trio.server import PrivateServer
+
+if TYPE_CHECKING:
+    from chaos.lab import Lab
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started by a shell in the background: what the tests start would inherit that and be deaf to their interrupts.
@@ -36,3 +40,12 @@ async def zygote(aio_loop: asyncio.AbstractEventLoop) -> AsyncIterator[Zygote]:
     """A fork server for worker processes, with the bridge's loop around it; all of it is gone after the test."""
     async with open_zygote() as fork_server:
         yield fork_server
+
+
+@pytest.fixture
+async def lab() -> AsyncIterator[Lab]:
+    """A laboratory with one nats-server, in which cases are run one after another."""
+    from chaos.lab import open_lab
+
+    async with open_lab() as opened:
+        yield opened

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from chaos.checkers import (
     g01_not_forgotten,
@@ -13,6 +13,8 @@ from chaos.checkers import (
     g06_gapless,
     g07_replay,
     g08_same_answer,
+    g09_isolated,
+    g10_one_holder,
     g11_set_aside_once,
     g12_drains,
     g13_in_order,
@@ -20,7 +22,7 @@ from chaos.checkers import (
 from chaos.checkers.base import Checker, Finding, Judgement
 from chaos.evidence import Evidence
 
-__all__ = ["CHECKERS", "Finding", "Judgement", "judge"]
+__all__ = ["CHECKERS", "Checker", "Finding", "Judgement", "judge"]
 
 CHECKERS: Sequence[Checker] = (
     g01_not_forgotten.CHECKER,
@@ -31,12 +33,17 @@ CHECKERS: Sequence[Checker] = (
     g06_gapless.CHECKER,
     g07_replay.CHECKER,
     g08_same_answer.CHECKER,
+    g09_isolated.CHECKER,
+    g10_one_holder.CHECKER,
     g11_set_aside_once.CHECKER,
     g12_drains.CHECKER,
     g13_in_order.CHECKER,
 )
 
 
-def judge(evidence: Evidence) -> Sequence[Judgement]:
-    """What every checker says. Liveness is judged at the end only."""
-    return [checker.judge(evidence) for checker in CHECKERS if evidence.final or checker.on_corpse]
+def judge(evidence: Evidence, extra: Iterable[Checker] = ()) -> Sequence[Judgement]:
+    """What every checker says, those of the guarantees first; `extra` are a scenario's own. Never raises.
+
+    Of a corpse only those are asked that judge one: liveness and answers are judged at the end.
+    """
+    return [checker.judge(evidence) for checker in (*CHECKERS, *extra) if evidence.final or checker.on_corpse]

@@ -1,24 +1,44 @@
-"""G1: what the stream accepted is still there, or decided."""
+"""G1: what the stream accepted is still there, or decided; a query is answered.
+
+A command leaves its stream by an ACK alone, so one that is gone must be decided: on a corpse, too. What a broker
+itself forgot, when it was put back to an older copy, is not the runtime's to remember.
+
+The answer to a query goes to core subscribers and is stored nowhere. So it is asked for at the end only, of a client
+that was listening when it sent the query and to which nothing was lost since.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from chaos.checkers.base import Checker, Finding
-from chaos.evidence import Evidence, envelope_of
+from chaos.checkers.clues import Clues
+from chaos.evidence import Evidence, Sent
 
 
 def look(evidence: Evidence) -> Iterator[Finding | int]:
-    waiting = {(m.subject, envelope_of(m).get("id")) for m in evidence.commands}
-    decided = {(row.scope, row.key) for row in evidence.rows.keys}
-    for sent in evidence.sent:
-        if sent.outcome != "ok":
+    clues = Clues(evidence)
+    answered = {(e.get("tenant"), e.get("workspace"), e.get("agent"), e.get("causation_id")) for e in clues.heard}
+    for sent in clues.accepted:
+        if sent.query and not _can_be_heard(clues, sent):
             continue
         yield 1
-        if (sent.subject, sent.command.id) in waiting or sent.query:
+        if clues.waits(sent) or clues.may_be_forgotten(sent):
             continue
-        if (sent.scope, sent.key) not in decided:
-            yield Finding(f"{sent.subject} key {sent.key!r} (id {sent.command.id}) was accepted, is gone and undecided")
+        name = f"{sent.subject} key {sent.key!r} (id {sent.command.id})"
+        if not sent.query:
+            if clues.decision(sent) is None:
+                yield Finding(f"{name} was accepted, is gone and undecided", [sent.key], str(sent.scope))
+            continue
+        scope = sent.scope
+        given_up = (scope, f"query:{sent.command.id}") in clues.records
+        if not given_up and (scope.tenant, scope.workspace, scope.agent, sent.command.id) not in answered:
+            yield Finding(f"query {name} was accepted, is gone and was not answered", [sent.key], str(scope))
+
+
+def _can_be_heard(clues: Clues, sent: Sent) -> bool:
+    since = clues.strikes.hearing_since
+    return clues.settled and since is not None and clues.sent_at(sent) >= since
 
 
 CHECKER = Checker(

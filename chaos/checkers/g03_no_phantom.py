@@ -1,28 +1,84 @@
-"""G3: what is in a stream is in the store, and what is in the store was asked for."""
+"""G3: what is in a stream is in the store, and what is in the store was asked for.
+
+What core subscribers heard must be committed as well, but for the answers to queries: these are stored nowhere.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from chaos.checkers.base import Checker, Finding
+from chaos.checkers.clues import Asked, Clues, read_envelope
 from chaos.evidence import Evidence, envelope_of
+from chaos.rows import KeyRow
+from meshforge_trio.broker.port import StoredMessage
+from meshforge_trio.subjects import EVENTS, FAILED
 
 
 def look(evidence: Evidence) -> Iterator[Finding | int]:
-    rows = {row.msg_id: row for row in evidence.rows.outputs}
-    for message in [*evidence.events, *evidence.failed]:
+    clues = Clues(evidence)
+    for stream in (EVENTS, FAILED):
+        for message in clues.streamed(stream):
+            yield 1
+            yield from _committed(clues, stream, message)
+    for msg_id, body in evidence.received:
         yield 1
-        row = rows.get(message.msg_id)
-        if row is None:
-            yield Finding(f"{message.subject} at sequence {message.seq} (Msg-Id {message.msg_id}) was never committed")
-        elif (row.subject, row.body) != (message.subject, message.body):
-            yield Finding(f"{message.subject} at sequence {message.seq} differs from committed output {row.n}")
-    asked = {sent.key for sent in evidence.sent}
-    asked |= {str(envelope_of(row).get("idempotency_key")) for row in evidence.rows.outputs if row.kind == "command"}
-    for record in evidence.rows.keys:
+        told = read_envelope(body)
+        key = str(told.get("idempotency_key"))
+        if msg_id not in clues.by_msg_id and not key.startswith("query:"):
+            what = f"{told.get('agent')}.{told.get('name')} (Msg-Id {msg_id}) was heard and never committed"
+            yield Finding(what, [key])
+    for record in [*evidence.rows.keys, *evidence.rows.mismatches]:
         yield 1
-        if record.key not in asked and not record.key.startswith("evt:"):
-            yield Finding(f"{record.scope} decided key {record.key!r}, which nobody sent")
+        yield from _asked_for(clues, record)
+
+
+def _committed(clues: Clues, stream: str, message: StoredMessage) -> Iterator[Finding]:
+    row = clues.by_msg_id.get(message.msg_id)
+    name = f"{message.subject} at sequence {message.seq} of {stream}"
+    if row is None:
+        told = envelope_of(message)
+        keys = [str(told[field]) for field in ("idempotency_key", "key") if field in told]
+        yield Finding(f"{name} (Msg-Id {message.msg_id}) was never committed", keys)
+    elif (row.subject, row.body) != (message.subject, message.body):
+        yield Finding(f"{name} differs from committed output {row.n} of {row.scope}", [row.key], str(row.scope))
+    elif stream != (FAILED if row.kind == "dead" else EVENTS):
+        what = f"{name} is output {row.n} of {row.scope}, a {row.kind}, which does not belong there"
+        yield Finding(what, [row.key], str(row.scope))
+
+
+def _asked_for(clues: Clues, record: KeyRow) -> Iterator[Finding]:
+    def phantom(what: str) -> Finding:
+        return Finding(f"{record.scope} decided key {record.key!r}, {what}", [record.key], str(record.scope))
+
+    kind, _, rest = record.key.partition(":")
+    causes = {
+        str(clues.told(row)["causation_id"]) for row in clues.outputs_of(record) if "causation_id" in clues.told(row)
+    }
+    asked = clues.asked.get((record.scope, record.key))
+    if asked is not None:
+        yield from map(phantom, _unlike(record, asked, causes))
+    elif kind == "evt":
+        if (record.scope.tenant, record.scope.workspace, record.key) not in clues.event_keys:
+            yield phantom("and there is no such event")
+    elif kind == "query":
+        if rest not in clues.ids_asked.get(record.scope, ()):
+            yield phantom("a query that nobody sent")
+    elif kind == "raw" and causes:
+        unknown = sorted(causes - clues.ids_asked.get(record.scope, frozenset()))
+        if unknown:
+            yield phantom(f"for {unknown}, which nobody sent")
+    else:
+        yield phantom("which nobody sent")
+
+
+def _unlike(record: KeyRow, asked: Asked, causes: set[str]) -> Iterator[str]:
+    unknown = sorted(causes - asked.ids)
+    if unknown:
+        yield f"for {unknown}, under which nobody sent it"
+    raw = record.key.startswith("raw:")
+    if asked.digests and not raw and record.payload_hash not in asked.digests:
+        yield "for a payload that nobody sent under it"
 
 
 CHECKER = Checker(

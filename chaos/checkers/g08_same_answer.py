@@ -1,4 +1,8 @@
-"""G8: whoever asks again hears the same bytes."""
+"""G8: whoever asks again hears the same bytes.
+
+Judged at the end of a run that came to its end. Answers travel to core subscribers, who keep nothing, so what must
+be heard is what was asked for while the client was listening and nothing struck that swallows answers.
+"""
 
 from __future__ import annotations
 
@@ -6,37 +10,62 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from chaos.checkers.base import Checker, Finding
-from chaos.evidence import Evidence
+from chaos.checkers.clues import Clues, read_envelope
+from chaos.evidence import Evidence, Sent
+from chaos.rows import KeyRow
+from meshforge_trio.subjects import Scope
 
 
 def look(evidence: Evidence) -> Iterator[Finding | int]:
-    stored = {row.msg_id: row.body for row in evidence.rows.outputs}
-    heard: dict[str, set[bytes]] = defaultdict(set)
-    for msg_id, body in evidence.received:
-        heard[msg_id].add(body)
-    for msg_id, bodies in heard.items():
-        if msg_id not in stored:
+    clues = Clues(evidence)
+    yield from _alike(clues)
+    since = clues.strikes.hearing_since
+    if not clues.settled or since is None:
+        return
+    sendings: dict[tuple[Scope, str, bytes], list[Sent]] = defaultdict(list)
+    for sent in clues.accepted:
+        if not sent.query and sent.at is None:
+            sendings[sent.scope, sent.key, sent.digest].append(sent)
+    for sent_again in sendings.values():
+        record = clues.decision(sent_again[0])
+        if record is not None and len({sent.command.id for sent in sent_again}) > 1:
+            yield from _answered(clues, record, sent_again, since)
+
+
+def _alike(clues: Clues) -> Iterator[Finding | int]:
+    """Every answer that was heard is the one that is stored."""
+    by_name = {(row.scope, row.key, row.event_id): row for row in clues.evidence.rows.outputs}
+    for msg_id, body in clues.evidence.received:
+        row = clues.by_msg_id.get(msg_id)
+        if row is None:
+            told = read_envelope(body)
+            scope = Scope(*(str(told.get(field)) for field in ("tenant", "workspace", "agent")))
+            row = by_name.get((scope, str(told.get("idempotency_key")), str(told.get("id"))))
+        if row is None:
             continue
         yield 1
-        if bodies != {stored[msg_id]}:
-            yield Finding(f"answer {msg_id} was heard in {len(bodies)} forms, or not as stored")
-    # Every re-send is answered: as many copies are heard as there were sendings, whatever was redelivered besides.
-    times = Counter(msg_id for msg_id, _ in evidence.received)
-    sendings = Counter((s.scope, s.key, s.digest) for s in evidence.sent if s.outcome == "ok" and not s.query)
-    first = {(row.scope, row.key, row.payload_hash): row for row in [*evidence.rows.keys, *evidence.rows.mismatches]}
-    rows = {(row.scope, row.n): row for row in evidence.rows.outputs}
-    for place, count in sendings.items():
-        record = first.get(place)
-        if record is None or count < 2 or not evidence.received:
+        if body != row.body:
+            what = f"{row.subject} of key {row.key!r} was heard in another form than output {row.n}"
+            yield Finding(f"{row.scope}: {what}", [row.key], str(row.scope))
+
+
+def _answered(clues: Clues, record: KeyRow, sent: list[Sent], since: int) -> Iterator[Finding | int]:
+    """Every sending is answered: a copy is heard after each, and as many as there were."""
+    heard = [r for r in clues.evidence.history if r.kind == "heard"]
+    times = Counter(r["msg_id"] for r in heard)
+    last = {r["msg_id"]: r.t for r in heard}
+    asked = [s for s in sent if clues.sent_at(s) >= since]
+    stored = len({s.command.id for s in asked})
+    for row in clues.outputs_of(record):
+        if row.kind not in ("event", "record") or not asked:
             continue
-        for n in range(record.first_n, record.last_n + 1):
-            row = rows[record.scope, n]
-            if row.kind in ("event", "record"):
-                yield 1
-                if times[row.msg_id] < 2:
-                    yield Finding(
-                        f"{row.scope} key {row.key!r} was sent {count} times and answered {times[row.msg_id]}"
-                    )
+        yield 1
+        name = f"{row.scope} key {row.key!r}"
+        if last.get(row.msg_id, 0) < max(clues.sent_at(s) for s in asked):
+            yield Finding(f"{name} was sent again and not answered after that", [row.key], str(row.scope))
+        elif times[row.msg_id] < stored:
+            what = f"was sent {stored} times and answered {times[row.msg_id]}"
+            yield Finding(f"{name} {what}", [row.key], str(row.scope))
 
 
 CHECKER = Checker(

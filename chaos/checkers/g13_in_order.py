@@ -1,39 +1,94 @@
-"""G13: an entity's commands are decided and published in the order in which the stream took them."""
+"""G13: an entity's commands are decided and published in the order in which the stream took them.
+
+The order is that of the sequences the stream gave them, or, where the client did not hear one, that in which it sent
+them. A key takes its place by its first sending. Where that place is not known, because the client did not hear
+whether it was stored or the broker may have forgotten it, nothing is said of it.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from chaos.checkers.base import Checker, Finding
-from chaos.evidence import Evidence
+from chaos.checkers.clues import Clues
+from chaos.evidence import Evidence, Sent
+from chaos.rows import KeyRow
 from meshforge_trio.subjects import Scope
 
 
 def look(evidence: Evidence) -> Iterator[Finding | int]:
-    order = {(record.scope, record.key): record.first_n for record in evidence.rows.keys}
-    lanes: dict[tuple[Scope, str], list[str]] = defaultdict(list)
-    for sent in evidence.sent:
-        entity = sent.command.entity_id
-        if entity is None or sent.query or sent.outcome != "ok":
-            continue
-        lane = lanes[sent.scope, entity]
-        if sent.key not in lane and (sent.scope, sent.key) in order:
-            lane.append(sent.key)
-    for (scope, entity), keys in lanes.items():
+    clues = Clues(evidence)
+    for (scope, entity), lane in _lanes(clues).items():
         yield 1
-        decided = sorted(keys, key=lambda key: order[scope, key])
-        if decided != keys:
-            yield Finding(f"{scope} {entity!r}: sent {keys}, decided {decided}")
+        yield from _decided(clues, scope, entity, lane)
     seq_of = {message.msg_id: message.seq for message in reversed(evidence.events)}
     published: dict[tuple[Scope, str], list[int]] = defaultdict(list)
-    for row in evidence.rows.outputs:
-        if row.entity_id is not None and row.msg_id in seq_of:
-            published[row.scope, row.entity_id].append(seq_of[row.msg_id])
+    keys: dict[tuple[Scope, str], list[str]] = defaultdict(list)
+    for scope, rows in clues.by_scope.items():
+        for row in rows:
+            if row.entity_id is not None and row.msg_id in seq_of:
+                published[scope, row.entity_id].append(seq_of[row.msg_id])
+                keys[scope, row.entity_id].append(row.key)
     for (scope, entity), sequences in published.items():
         yield 1
         if sequences != sorted(sequences):
-            yield Finding(f"{scope} {entity!r}: published at sequences {sequences}, out of order")
+            what = f"published at sequences {sequences}, out of order"
+            yield Finding(f"{scope} {entity!r}: {what}", keys[scope, entity], str(scope))
+
+
+def _lanes(clues: Clues) -> dict[tuple[Scope, str], list[Sent]]:
+    """The commands of each entity whose place is known, in stream order, each key by its first sending."""
+    sendings: dict[tuple[Scope, str], list[Sent]] = defaultdict(list)
+    for sent in clues.evidence.sent:
+        if not sent.query and sent.at is None:
+            sendings[sent.scope, sent.key].append(sent)
+    lanes: dict[tuple[Scope, str], list[tuple[int, Sent]]] = defaultdict(list)
+    taken: set[tuple[Scope, str]] = set()
+    for place, sent in _in_stream_order(clues):
+        name = (sent.scope, sent.key)
+        if name in taken or sent.query or sent.at is not None or sent.command.entity_id is None:
+            continue
+        known = all(clues.was_accepted(each) and not clues.may_be_forgotten(each) for each in sendings[name])
+        taken.add(name)
+        if known:
+            lanes[sent.scope, sent.command.entity_id].append((place, sent))
+    return {name: [sent for _, sent in lane] for name, lane in lanes.items()}
+
+
+def _in_stream_order(clues: Clues) -> Sequence[tuple[int, Sent]]:
+    sent = list(enumerate(clues.evidence.sent))
+    if all(i in clues.seq_of for i, _ in sent):
+        sent.sort(key=lambda item: clues.seq_of[item[0]])
+    return sent
+
+
+def _decided(clues: Clues, scope: Scope, entity: str, lane: Sequence[Sent]) -> Iterator[Finding]:
+    decided = [(sent, record) for sent in lane if (record := clues.records.get((scope, sent.key))) is not None]
+    for sent, record in decided:
+        if record.payload_hash != sent.digest and not record.key.startswith("raw:"):
+            what = f"key {sent.key!r} was decided for a later sending than {sent.command.id}"
+            yield Finding(f"{scope} {entity!r}: {what}", [sent.key], str(scope))
+    keys = [sent.key for sent, _ in decided]
+    in_order = [sent.key for sent, _ in sorted(decided, key=lambda each: each[1].first_n)]
+    if in_order != keys:
+        yield Finding(f"{scope} {entity!r}: sent {keys}, decided {in_order}", keys, str(scope))
+    yield from _as_in_order(clues, scope, entity, decided)
+
+
+def _as_in_order(clues: Clues, scope: Scope, entity: str, decided: Sequence[tuple[Sent, KeyRow]]) -> Iterator[Finding]:
+    """What depends on those before it came out as it does in stream order."""
+    of_entity = [s for s in clues.evidence.sent if (s.scope, s.command.entity_id) == (scope, entity) and not s.query]
+    told = [(sent, record) for sent, record in decided if sent.expect]
+    if len(told) < len({sent.key for sent in of_entity if sent.expect}) or clues.strikes.rollbacks:
+        return
+    if any(record.outcome == "dead" and "dead" not in sent.expect for sent, record in told):
+        return  # it was given up by bad luck, and those behind it met another state
+    for sent, record in told:
+        ours = {"decided", "refused"}
+        if {record.outcome, *sent.expect} <= ours and record.outcome not in sent.expect:
+            what = f"key {sent.key!r} was {record.outcome}, which in stream order it is not"
+            yield Finding(f"{scope} {entity!r}: {what}", [sent.key], str(scope))
 
 
 CHECKER = Checker(

@@ -71,7 +71,7 @@ class FrameError(ValueError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
-        self.frames: Sequence[Frame] = ()
+        self.frames: list[Frame] = []
         self.rest = b""
 
 
@@ -121,20 +121,21 @@ class FrameParser:
         """Hand out what is held because its frame is not whole yet, and forget it."""
         rest = b"".join(self._held)
         self._hold(b"")
+        self._needed = 0
         return rest
 
-    def feed(self, chunk: bytes) -> Sequence[Frame]:
+    def feed(self, chunk: bytes) -> list[Frame]:
         """Take the next bytes and return the frames that are whole now, in order.
 
         Raises:
             FrameError: something is no frame. What was held comes with the error, and every later call raises too.
         """
         if self._failed:
-            raise self._error(self._failed, (), chunk)
+            raise self._error(self._failed, [], chunk)
         self._held.append(chunk)
         self._size += len(chunk)
         if self._size < self._needed:
-            return ()
+            return []
         buffer = self._held[0] if len(self._held) == 1 else b"".join(self._held)
         frames: list[Frame] = []
         at = 0
@@ -155,7 +156,7 @@ class FrameParser:
         self._size = len(rest)
 
     @staticmethod
-    def _error(reason: str, frames: Sequence[Frame], rest: bytes) -> FrameError:
+    def _error(reason: str, frames: list[Frame], rest: bytes) -> FrameError:
         error = FrameError(reason)
         error.frames, error.rest = frames, rest
         return error

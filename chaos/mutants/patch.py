@@ -69,8 +69,9 @@ def install(patch: Patch) -> None:
     """Have the modules of `patch` imported with its edits, in this process and those it forks.
 
     Raises:
-        PatchError: one of them is imported already, or another patch over it is installed.
+        PatchError: it has no edits, one of them is imported already, or another patch over it is installed.
     """
+    _need_edits(patch)
     for module in patch.modules:
         if module in sys.modules:
             raise PatchError(f"{patch.name}: {module} is imported already: install the patch before")
@@ -99,8 +100,10 @@ def check(patch: Patch) -> None:
     """Make sure, without importing anything of it, that every edit fits today's source and the result compiles.
 
     Raises:
-        PatchError: a module has no source, a snippet is not there exactly once, or what comes of it is no Python.
+        PatchError: it has no edits, a module has no source, a snippet is not there exactly once, or what comes of it is
+            no Python.
     """
+    _need_edits(patch)
     for module in patch.modules:
         path = _path(patch, _located(patch, module))
         _compiled(patch, module, _edited(patch, module, _source(path)), path)
@@ -192,14 +195,19 @@ def _unpatched(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
 
 def _located(patch: Patch, module: str) -> ModuleSpec:
     """Find a module by its full name without importing its packages, which `importlib.util.find_spec` would do."""
-    parts = module.split(".")
     path: Sequence[str] | None = None
-    for depth in range(1, len(parts) + 1):
-        spec = _unpatched(".".join(parts[:depth]), path)
-        if spec is None:
-            raise PatchError(f"{patch.name}: there is no module {'.'.join(parts[:depth])}")
-        path = spec.submodule_search_locations or ()
+    package, _, _ = module.rpartition(".")
+    if package:
+        path = _located(patch, package).submodule_search_locations or ()
+    spec = _unpatched(module, path)
+    if spec is None:
+        raise PatchError(f"{patch.name}: there is no module {module}")
     return spec
+
+
+def _need_edits(patch: Patch) -> None:
+    if not patch.edits:
+        raise PatchError(f"{patch.name}: has no edits, so it plants nothing")
 
 
 def _path(patch: Patch, spec: ModuleSpec) -> Path:
@@ -213,7 +221,7 @@ def _source(path: Path) -> str:
 
 
 def _lines(source: str) -> Sequence[str]:
-    return [f"{line}\n" for line in source.splitlines()]
+    return [f"{line}\n" for line in source.removesuffix("\n").split("\n")]
 
 
 def _edited(patch: Patch, module: str, source: str) -> str:
@@ -253,7 +261,5 @@ def _occurrences(source: str, snippet: str) -> tuple[int, int]:
 def _compiled(patch: Patch, module: str, source: str, path: Path) -> CodeType:
     try:
         return compile(source, str(path), "exec", dont_inherit=True)
-    except SyntaxError as error:
-        raise PatchError(
-            f"{patch.name}: {module}: what comes of the edits is no Python, line {error.lineno}: {error.msg}"
-        ) from error
+    except (SyntaxError, ValueError) as error:
+        raise PatchError(f"{patch.name}: {module}: what comes of the edits is no Python: {error}") from error

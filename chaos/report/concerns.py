@@ -99,10 +99,9 @@ class _Web:
                 self._answered[index] = name
                 waiting[node[1]].append((node, name))
             elif record.kind in ("ok", "unknown", "failed") and waiting[str(record["id"])]:
-                node, answered = waiting[str(record["id"])].pop(0)
-                self._answered[index] = answered
+                asked, self._answered[index] = waiting[str(record["id"])].pop(0)
                 if record.kind == "ok":
-                    self._seqs[COMMANDS, record["seq"]] = node
+                    self._seqs[COMMANDS, record["seq"]] = asked
 
     def _learn(self, record: Record) -> None:
         if record.kind == "heard":

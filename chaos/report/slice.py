@@ -74,6 +74,12 @@ def causal_slice(
     that what is farther from a fault. With less than `least`, the surroundings of the faults are added.
     """
     worth = list(_worths(history, concerns, frozenset(names)))
+    if worth.count(0) > most:
+        # So many commands that none of them matters by itself: what lies around the faults does.
+        worth = [
+            1 if w <= _OTHER_POINT and record.kind not in _WORLD else w
+            for w, record in zip(worth, history, strict=True)
+        ]
     anchors = [i for i, record in enumerate(history) if record.kind == "fault"]
     if not anchors:
         anchors = [i for i, w in enumerate(worth) if w == 0] or [0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import textwrap
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import orjson
@@ -106,10 +106,10 @@ def ending(status: object) -> str:
 def told(record: Record) -> str:
     """What happened, in one line without who and when."""
     tell = _TELL.get(record.kind)
-    return record.kind if tell is None else tell({name: value for name, value in record.fields.items()})
+    return record.kind if tell is None else tell(record.fields)
 
 
-_Fields = dict[str, Any]
+_Fields = Mapping[str, Any]
 
 
 def _send(f: _Fields) -> str:
@@ -142,7 +142,7 @@ def _frame(f: _Fields) -> str:
     return f"frame {clipped(f['frame'], 12)}{named}{seq} {clipped(f.get('subject') or '', 36)} ({f['bytes']} bytes)"
 
 
-_TELL: Final = {
+_TELL: Final[Mapping[str, Callable[[_Fields], str]]] = {
     "header": lambda f: f"run of {clipped(f['scenario'])}",
     "spawn": lambda f: f"starts, pid {f['pid']}",
     "exit": lambda f: f"ends: {ending(f['status'])}",

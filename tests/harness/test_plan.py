@@ -23,6 +23,7 @@ from chaos.plan import (
     plan_from_json,
     plan_to_json,
 )
+from chaos.rules import flaws
 from meshforge_trio.points import Point
 
 EXAMPLE = "worker#1:after_store@2=kill; nats:worker#2.in_recovery@1=restart; proxy:puback@3=swallow"
@@ -200,6 +201,17 @@ def test_a_plan_put_together_is_checked_in_its_canonical_text() -> None:
         with pytest.raises(PlanError) as caught:
             check_plan(Plan(rules))
         assert caught.value.column == str(Plan(rules)).rindex(token) + 1
+
+
+def test_all_that_is_wrong_can_be_listed() -> None:
+    rules = [
+        Rule("zebra", 0, "nowhere", 0, "bite"),
+        Rule("worker", 0, "nowhere", 0, "bite", 5),
+        Rule("nats", 13, "in_store", 1, "pause", 61),
+        Rule("worker", 1, "after_ack", 1, "kill"),
+    ]
+    found = [(flaw.index, flaw.field) for flaw in flaws(rules, False) if flaw.index < 2 or flaw.field != "worker"]
+    assert found == [(0, "actor"), (1, "worker"), (1, "at"), (1, "nth"), (1, "action"), (2, "at"), (2, "seconds")]
 
 
 def test_the_caret_stands_under_the_column_whatever_the_text_holds() -> None:

@@ -92,6 +92,7 @@ REFUSED = [
     ("nats:after_ack@1=kill; nats:worker#1.after_ack@1=restart", "nats:worker", "same trigger"),
     (LATER + "worker#1:after_store@2=kill", "2", "worker#1 is dead by then of worker#1:after_store@1=kill"),
     ("worker#1:after_store@2=stop; " + LATER[:-2], "2=stop", "worker#1 is dead by then"),
+    ("worker#1:after_store@3=kill; " + LATER[:-2], "3=kill", "worker#1 is dead by then of worker#1:after_store@1=kill"),
     (LATER + "nats:after_store@2=restart", "2", "worker#1 is dead by then"),
     (LATER + "client:worker#1.after_store@3=resend", "3", "worker#1 is dead by then"),
     ("worker#2:after_store@1=kill", "2:", "no rule ends worker#1 (kill) or replaces it (stop without seconds), so "),

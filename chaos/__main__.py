@@ -1,0 +1,5 @@
+"""`python -m chaos` is `meshforge-chaos`."""
+
+from chaos.cli import main
+
+main()

@@ -1,0 +1,98 @@
+"""A run from its directory, to be judged or run once more."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import orjson
+
+from chaos.builtin import find_scenario
+from chaos.case import Case
+from chaos.checkers import Checker
+from chaos.evidence import Sent
+from chaos.mutants.patch import Patch, PatchError, patch_from_json
+from chaos.scenario import ScenarioError
+from chaos.verdict import Run, RunError, load_run
+
+__all__ = ["Past", "load_past"]
+
+
+@attrs.frozen
+class Past:
+    """A run that was. `patch` is the bug that was planted in it, if one was; `broken` the guarantees that fell.
+
+    `lacking` says which of its scenario's own invariants cannot be judged again, and why; empty if all can.
+    """
+
+    case: Case
+    patch: Patch | None
+    broken: Sequence[str]
+    lacking: str = ""
+
+
+def load_past(home: Path) -> Past:
+    """Read the directory of a run.
+
+    Raises:
+        RunError: it holds none, or one that is damaged, incomplete, or of a newer version.
+    """
+    run = load_run(home)
+    try:
+        invariants, lacking = _invariants(run.told)
+        return Past(_case(run, invariants), _patch(home / "patch.json"), _broken(home / "verdict.json"), lacking)
+    except (OSError, KeyError, TypeError, ValueError, PatchError) as error:
+        raise RunError(f"{home} cannot be run again: {type(error).__name__}: {error}") from error
+
+
+def _case(run: Run, invariants: Sequence[Checker]) -> Case:
+    told = run.told
+    return Case(
+        told["app"],
+        [_first(sent) for sent, record in zip(run.sent, told["sent"], strict=True) if not record["again"]],
+        run.plan,
+        name=told["scenario"],
+        engine=told["engine"],
+        retry=told["retry"],
+        limit=told["limit"],
+        workspaces=tuple(told["workspaces"]),
+        lease_ttl_s=told["lease_ttl_s"],
+        deadline_s=told["deadline_s"],
+        paced=told["paced"],
+        mortal=told["mortal"],
+        must_fire=told["must_fire"],
+        record_frames=told["record_frames"],
+        claims=tuple(told["claims"]),
+        invariants=invariants,
+        source=told["source"],
+        replay=told["replay"],
+    )
+
+
+def _first(sent: Sent) -> Sent:
+    """As it was before it was sent."""
+    return attrs.evolve(sent, outcome="ok")
+
+
+def _invariants(told: Mapping[str, Any]) -> tuple[Sequence[Checker], str]:
+    source = shlex.split(told["source"])
+    if not source or source[0].startswith("-"):
+        return (), ""
+    try:
+        return find_scenario(source[0]).invariants, ""
+    except ScenarioError as error:
+        return (), f"invariants of the scenario's own are left out: {error}"
+
+
+def _patch(path: Path) -> Patch | None:
+    return patch_from_json(orjson.loads(path.read_bytes())) if path.exists() else None
+
+
+def _broken(path: Path) -> Sequence[str]:
+    if not path.exists():
+        return ()
+    judgements = orjson.loads(path.read_bytes())["judgements"]
+    return list(dict.fromkeys(judgement["id"] for judgement in judgements if judgement["findings"]))

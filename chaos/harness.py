@@ -1,0 +1,147 @@
+"""What the pytest fixtures hand out: agents, commands and a plan in, an outcome or a failed test out."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+from chaos.case import Case
+from chaos.evidence import Sent
+from chaos.lab import Lab, Outcome, open_lab
+from chaos.plan import Plan, parse_plan
+from chaos.report.html import render_html
+from chaos.sweep import Sweep
+from chaos.verdict import Status
+from meshforge_trio.errors import Misconfigured
+from meshforge_trio.points import Point
+
+__all__ = ["ChaosSweep", "ChaosWorld", "Commands"]
+
+#: A workload, or a function that makes one from the seed.
+Commands = Sequence[Sent] | Callable[[int], Sequence[Sent]]
+
+
+@attrs.define(eq=False)
+class _Harness:
+    """The options of the command line, and where outcomes are told."""
+
+    plan: str | None
+    seed: int
+    reports: str | None
+    parallel: int
+    replay: str
+    note: Callable[[Mapping[str, Any]], None]
+    name: str
+
+    def _case(self, app: str, commands: Commands, plan: Plan, fields: Mapping[str, Any]) -> Case:
+        sent = commands(self.seed) if callable(commands) else commands
+        replay = f"{self.replay} --chaos-plan {shlex.quote(str(plan))}"
+        return Case(app, sent, plan, name=_file_name(self.name), replay=replay, **fields)
+
+    def _told(self, outcomes: Sequence[Outcome]) -> None:
+        receipts = [receipt for outcome in outcomes for receipt in outcome.verdict.receipts]
+        failed = [outcome for outcome in outcomes if outcome.status is not Status.PASS]
+        self.note(
+            {
+                "runs": len(outcomes),
+                "kills": len(receipts),
+                "points": sorted({receipt.rule.partition(":")[2].partition("@")[0] for receipt in receipts}),
+                "failures": [f"{outcome.status}: replay with {outcome.case.replay}" for outcome in failed],
+            }
+        )
+        for outcome in failed:
+            if outcome.home is not None:
+                (outcome.home / "report.html").write_text(render_html(outcome.home))
+
+    def _checked(self, outcomes: Sequence[Outcome]) -> None:
+        for outcome in outcomes:
+            if outcome.status is not Status.PASS:
+                pytest.fail(str(outcome), pytrace=False)
+
+    def _lab(self, work: Callable[[Lab], Any], parallel: int) -> None:
+        async def main() -> None:
+            async with open_lab(parallel, None if self.reports is None else Path(self.reports)) as lab:
+                await work(lab)
+
+        try:
+            trio.run(main)
+        except* Misconfigured as errors:
+            pytest.fail(f"inconclusive: {errors.exceptions[0]}", pytrace=False)
+
+
+class ChaosWorld(_Harness):
+    """See the fixture `chaos_world`."""
+
+    def __call__(self, app: str, commands: Commands, plan: str = "", *, check: bool = True, **fields: Any) -> Outcome:
+        """Run `app` (`module:attr`) under `plan`; further fields are those of `chaos.case.Case`.
+
+        With `check`, a verdict other than pass fails the test and shows why.
+
+        Raises:
+            PlanError: the plan cannot be run.
+        """
+        chosen = self.plan if self.plan is not None else plan
+        case = self._case(app, commands, parse_plan(chosen, mortal=fields.get("mortal", False)), fields)
+        outcomes: list[Outcome] = []
+
+        async def work(lab: Lab) -> None:
+            outcomes.append(await lab.run(case))
+
+        self._lab(work, 1)
+        self._told(outcomes)
+        if check:
+            self._checked(outcomes)
+        return outcomes[0]
+
+
+class ChaosSweep(_Harness):
+    """See the fixture `chaos_sweep`."""
+
+    def __call__(
+        self,
+        app: str,
+        commands: Commands,
+        *,
+        points: Sequence[str] = tuple(Point),
+        action: str = "kill",
+        seconds: float | None = None,
+        batches: Sequence[int] = (64,),
+        check: bool = True,
+        **fields: Any,
+    ) -> Sequence[Outcome]:
+        """Do `action` at the 1st, 2nd ... hit of each of `points` until a run ends unhit; return every outcome.
+
+        Points that the commands never reach are found out and left. With `check`, the first verdict other than pass
+        fails the test, and so does a sweep in which nothing was hit.
+        """
+        outcomes: list[Outcome] = []
+        sweep = Sweep(tuple(Point(point) for point in points), action, seconds, tuple(batches))
+
+        def case_of(plan: Plan, batch: int, must_fire: bool) -> Case:
+            engine = {**fields.get("engine", {}), "batch": batch}
+            return self._case(app, commands, plan, {**fields, "engine": engine, "must_fire": must_fire})
+
+        async def work(lab: Lab) -> None:
+            if self.plan is None:
+                await sweep.explore(case_of, lab, outcomes.append)
+            else:
+                plan = parse_plan(self.plan, mortal=True)
+                outcomes.extend(await lab.run_all([case_of(plan, batch, True) for batch in batches]))
+
+        self._lab(work, self.parallel)
+        self._told(outcomes)
+        if check:
+            self._checked(outcomes)
+            if not any(outcome.verdict.fired for outcome in outcomes):
+                pytest.fail(f"inconclusive: none of {', '.join(map(str, points))} was ever reached", pytrace=False)
+        return outcomes
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in name)[:60]

@@ -1,0 +1,33 @@
+"""The catalogue of planted bugs: each a mistake that a person could make, each to be caught by its guarantee.
+
+    effect      the order of the steps, the one transaction, the key
+    sessions    how a session starts, and that only one engine is active
+    recovery    marks, reading back, the duplicate window
+    failures    attempts, holds, dead letters
+    answers     duplicates, queries, ids
+    state       versions, the cache, replay
+    isolation   tenants and workspaces
+
+Some rules stand behind each other: without one of them alone nothing falls, because the next one holds. Such a bug
+plants all of them at once, and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from chaos.mutants.catalogue import answers, effect, failures, isolation, recovery, sessions, state
+from chaos.mutants.mutant import Mutant
+
+__all__ = ["CATALOGUE"]
+
+CATALOGUE: Final[Sequence[Mutant]] = (
+    *effect.MUTANTS,
+    *sessions.MUTANTS,
+    *recovery.MUTANTS,
+    *failures.MUTANTS,
+    *answers.MUTANTS,
+    *state.MUTANTS,
+    *isolation.MUTANTS,
+)

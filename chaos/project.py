@@ -1,0 +1,191 @@
+"""Somebody's own project: agents, the commands to send them, and what `pyproject.toml` says of both.
+
+    [tool.meshforge-chaos]
+    app = "parcels:app"
+    workload = "commands.jsonl"
+    scenarios = "scenarios"                    # scripts with a SCENARIO; this is the default
+    unreached = { before_hold = "no handler of ours raises" }
+
+A workload is one JSON object a line:
+
+    {"agent": "parcel", "action": "register", "payload": {"to": "Ada"}, "entity_id": "p-1"}
+
+with `key`, `expected_version`, `query`, `repeatable`, `workspace` and `phase` if they are wanted. Without a line of
+phase `after`, the first command that is no query is sent again when the last fault has healed: what was broken must
+work again.
+"""
+
+from __future__ import annotations
+
+import shlex
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import orjson
+
+from chaos.builtin import CRASH_MATRIX
+from chaos.evidence import Sent
+from chaos.scenario import Scenario
+from chaos.workload import command
+from meshforge_trio.errors import Poison
+from meshforge_trio.points import Point
+from meshforge_trio.subjects import Scope, is_token
+
+__all__ = ["Project", "ProjectError", "app_scenario", "load_project", "read_workload"]
+
+_TABLE: Final = "meshforge-chaos"
+_WORKSPACE: Final = "default/demo"
+_FIELDS: Final[Mapping[str, tuple[type, ...]]] = {
+    "agent": (str,),
+    "action": (str,),
+    "payload": (dict,),
+    "entity_id": (str, type(None)),
+    "key": (str,),
+    "expected_version": (int, type(None)),
+    "query": (bool,),
+    "repeatable": (bool,),
+    "workspace": (str,),
+    "phase": (str,),
+}
+_NEEDED: Final = ("agent", "action")
+
+
+class ProjectError(ValueError):
+    """A workload or a configuration that cannot be used; the message names the line or the key."""
+
+
+@attrs.frozen
+class Project:
+    """What `[tool.meshforge-chaos]` says. `unreached` gives reasons for points that the workload never gets to."""
+
+    app: str | None = None
+    workload: Path | None = None
+    scenarios: Path = Path("scenarios")
+    unreached: Mapping[str, str] = attrs.field(factory=dict)
+
+
+def load_project(folder: Path) -> Project:
+    """What `pyproject.toml` in `folder` says; nothing, if there is none or it has no such table.
+
+    Raises:
+        ProjectError: it is no TOML, or a key is unknown or of another type.
+    """
+    path = folder / "pyproject.toml"
+    try:
+        table = tomllib.loads(path.read_text()).get("tool", {}).get(_TABLE, {})
+    except FileNotFoundError:
+        return Project()
+    except (OSError, ValueError) as error:
+        raise ProjectError(f"{path} cannot be read: {error}") from error
+    where = f"{path}: [tool.{_TABLE}]"
+    unknown = sorted(table.keys() - {field.name for field in attrs.fields(Project)})
+    if unknown:
+        raise ProjectError(f"{where} has no {unknown[0]!r}; it has: {_names()}")
+    for name in ("app", "workload", "scenarios"):
+        if not isinstance(table.get(name, ""), str):
+            raise ProjectError(f"{where} {name} must be a text")
+    unreached = table.get("unreached", {})
+    if not isinstance(unreached, dict) or not all(isinstance(reason, str) for reason in unreached.values()):
+        raise ProjectError(f"{where} unreached must be a table of reasons by point")
+    strangers = sorted(unreached.keys() - set(Point))
+    if strangers:
+        raise ProjectError(f"{where} unreached: there is no point {strangers[0]!r}")
+    workload = table.get("workload")
+    return Project(
+        table.get("app"),
+        None if workload is None else folder / workload,
+        folder / table.get("scenarios", "scenarios"),
+        unreached,
+    )
+
+
+def _names() -> str:
+    return ", ".join(field.name for field in attrs.fields(Project))
+
+
+def app_scenario(app: str, workload: Path) -> Scenario:
+    """Anybody's agents, killed at every hit of every point while they work on the commands of a file.
+
+    Raises:
+        ProjectError: the workload cannot be read.
+    """
+    sent = read_workload(workload)
+    return attrs.evolve(
+        CRASH_MATRIX,
+        name=app.replace(":", "-").replace(".", "-"),
+        about=f"{app} is killed at every hit of every point.",
+        app=app,
+        workload=lambda seed: sent,
+        workspaces=tuple(dict.fromkeys(f"{each.scope.tenant}/{each.scope.workspace}" for each in sent)),
+        source=f"--app {shlex.quote(app)} --workload {shlex.quote(str(workload))}",
+    )
+
+
+def read_workload(path: Path) -> Sequence[Sent]:
+    """The commands of a file, and what is sent afterwards.
+
+    Raises:
+        ProjectError: it cannot be read, is empty, or a line of it is no command.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ProjectError(f"the workload {path} cannot be read: {error.strerror or error}") from error
+    sent = [_sent(line, number, f"{path}: line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not sent:
+        raise ProjectError(f"the workload {path} has no commands: write one JSON object a line")
+    first = next((each for each in sent if not each.query), None)
+    if first is not None and all(each.phase != "after" for each in sent):
+        again = attrs.evolve(first.command, id=f"c{len(lines) + 1}")
+        sent.append(attrs.evolve(first, command=again, phase="after"))
+    return sent
+
+
+def _sent(line: bytes, number: int, where: str) -> Sent:
+    try:
+        told = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise ProjectError(f"{where} is no JSON, or a truncated one: {error}") from error
+    if not isinstance(told, dict):
+        raise ProjectError(f"{where} is no object")
+    _check(told, where)
+    tenant, _, workspace = told.get("workspace", _WORKSPACE).partition("/")
+    query = told.get("query", False)
+    if not is_token(tenant) or not is_token(workspace):
+        raise ProjectError(f"{where}: workspace must be <tenant>/<workspace>")
+    try:
+        made = command(
+            Scope.checked(tenant, workspace, told["agent"]),
+            told["action"],
+            number,
+            told.get("payload", {}),
+            entity_id=told.get("entity_id"),
+            expected_version=told.get("expected_version"),
+            idempotency_key=told.get("key", None if query else f"k{number}"),
+        )
+    except Poison as error:
+        raise ProjectError(f"{where}: {error.reason}") from error
+    return Sent(made, query=query, repeatable=told.get("repeatable", True), phase=told.get("phase", "main"))
+
+
+def _check(told: Mapping[str, Any], where: str) -> None:
+    for name in _NEEDED:
+        if name not in told:
+            raise ProjectError(f"{where}: {name} is missing")
+    for name, value in told.items():
+        types = _FIELDS.get(name)
+        if types is None:
+            raise ProjectError(f"{where}: there is no field {name!r:.60}; there are: {', '.join(_FIELDS)}")
+        if type(value) not in types:
+            raise ProjectError(f"{where}: {name} must be {_words(types)}, not {type(value).__name__}")
+    if not is_token(told["action"]):
+        raise ProjectError(f"{where}: action must be 1 to 64 of A-Z a-z 0-9 _ -")
+    if told.get("phase", "main") not in ("main", "after"):
+        raise ProjectError(f"{where}: phase must be main or after")
+
+
+def _words(types: Sequence[type]) -> str:
+    return " or ".join("null" if kind is type(None) else kind.__name__ for kind in types)

@@ -1,0 +1,54 @@
+"""The crash matrix: python scenarios/crash_matrix.py
+
+One worker serves eight commands: two that add, one that comes too late for the version it expects, one that is not
+covered, one that is sent twice, a query, one whose handler raises until it is given up, and one behind it. The worker
+is killed with SIGKILL at the first hit of every point of the protocol, then at the second, the third, ... until a run
+ends without reaching the position: so there is no position that was forgotten. All of it with one command a turn, and
+with all commands in one turn. A second worker takes over what the first one left.
+
+What must hold: everything that was accepted is decided once, published once and answered alike, in order, whichever
+instruction was the first worker's last. It is judged on what lies on disk at the moment of death, before anything can
+heal it, and again at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from chaos.evidence import Sent
+from chaos.scenario import Scenario
+from chaos.script import main
+from chaos.sweep import Sweep
+from chaos.workload import Workload
+from meshforge_trio.points import Point
+
+
+def workload(seed: int) -> Sequence[Sent]:
+    """Few commands that between them reach every point."""
+    commands = Workload()
+    first = commands.send("counter", "add", {"amount": 5 + seed}, entity="a", expect=["decided"])
+    commands.send("counter", "add", {"amount": 1}, entity="a", expected_version=0, expect=["conflict"])
+    commands.send("counter", "take", {"amount": 1000 + seed}, entity="a", expect=["refused"])
+    commands.send("counter", "explode", entity="b", expect=["dead"])
+    commands.send("counter", "add", {"amount": 2}, entity="b", expect=["decided"])
+    commands.send("counter", "get", entity="a", query=True)
+    commands.again(first)
+    commands.send("counter", "add", {"amount": 3}, entity="a", expect=["decided"], phase="after")
+    return commands
+
+
+SCENARIO = Scenario(
+    "crash-matrix",
+    __doc__,
+    "chaos.agents:counter_only",
+    workload,
+    searches=[
+        Sweep(points=[point for point in Point if point is not Point.IN_RECOVERY], batches=(1, 64)),
+        # A recovery that has something to publish.
+        Sweep(points=[Point.IN_RECOVERY], before="worker#1:before_publish@1=kill", number=2),
+    ],
+    claims=("G1", "G2", "G3", "G4", "G5", "G6", "G7", "G8", "G11", "G12", "G13"),
+)
+
+if __name__ == "__main__":
+    main(SCENARIO)

@@ -1,0 +1,172 @@
+"""The ledger: python scenarios/ledger.py
+
+Accounts pay each other. A transfer is two commands: a withdrawal, refused if the account is short, and the deposit
+that the withdrawal sends to the other account, so that between the two the money is on its way. Some withdrawals are
+sent twice. The worker is killed at the first hits of every point.
+
+What must hold, beside the guarantees: no account is ever overdrawn, and what all accounts hold together with what is
+on its way is what was paid in. On every corpse too: money has left one account and not reached the other only while
+the command that carries it is stored and not yet decided. At the end nothing is on its way.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from random import Random
+
+import attrs
+
+from chaos.checkers import Checker, Finding
+from chaos.evidence import Evidence, Sent, envelope_of
+from chaos.scenario import Scenario
+from chaos.sweep import Sweep
+from chaos.workload import Workload
+from meshforge_trio.agent import Agent, Context, Send
+from meshforge_trio.errors import Refused
+from meshforge_trio.points import Point
+from meshforge_trio.runtime import App
+
+ACCOUNTS = ("ann", "bob", "cem")
+
+
+@attrs.frozen
+class Money:
+    cents: int
+
+
+@attrs.frozen
+class Transfer:
+    cents: int
+    to: str
+
+
+@attrs.frozen
+class Opened:
+    cents: int
+    entity_version: int = 0
+
+
+@attrs.frozen
+class Withdrawn:
+    cents: int
+    to: str
+    entity_version: int = 0
+
+
+@attrs.frozen
+class Deposited:
+    cents: int
+    entity_version: int = 0
+
+
+account: Agent[int] = Agent("account", state=int, initial=int)
+
+
+@account.command("open")
+def open_account(balance: int, payload: Money, ctx: Context) -> Opened:
+    return Opened(payload.cents)
+
+
+@account.command("withdraw")
+def withdraw(balance: int, payload: Transfer, ctx: Context) -> list[object]:
+    if payload.cents > balance:
+        raise Refused(f"{ctx.entity_id} has {balance}, not {payload.cents}", code="short", field="cents")
+    return [
+        Withdrawn(payload.cents, payload.to),
+        Send("account", "deposit", {"cents": payload.cents}, entity_id=payload.to),
+    ]
+
+
+@account.command("deposit")
+def deposit(balance: int, payload: Money, ctx: Context) -> Deposited:
+    return Deposited(payload.cents)
+
+
+@account.event("opened")
+def opened(balance: int, event: Opened) -> int:
+    return balance + event.cents
+
+
+@account.event("withdrawn")
+def withdrawn(balance: int, event: Withdrawn) -> int:
+    return balance - event.cents
+
+
+@account.event("deposited")
+def deposited(balance: int, event: Deposited) -> int:
+    return balance + event.cents
+
+
+app = App([account])
+
+
+def books(evidence: Evidence) -> Iterator[Finding | int]:
+    """Add up the stored events, in the order of the store."""
+    balances: Counter[str] = Counter()
+    paid_in = 0
+    on_the_way: dict[str, int] = {}
+    decided = {row.key for row in evidence.rows.keys}
+    for row in sorted(evidence.rows.outputs, key=lambda row: row.n):
+        told = envelope_of(row)
+        if row.kind not in ("event", "command") or row.entity_id is None:
+            continue
+        yield 1
+        cents = told["payload"]["cents"]
+        if row.kind == "command":
+            if told["idempotency_key"] not in decided:
+                on_the_way[told["idempotency_key"]] = cents
+            continue
+        paid_in += cents if row.name == "opened" else 0
+        balances[row.entity_id] += -cents if row.name == "withdrawn" else cents
+        if balances[row.entity_id] < 0:
+            yield Finding(f"{row.entity_id} is overdrawn by {-balances[row.entity_id]} after output {row.n}")
+    held, under_way = sum(balances.values()), sum(on_the_way.values())
+    if held + under_way != paid_in:
+        yield Finding(f"{paid_in} was paid in; accounts hold {held}, {under_way} is on its way")
+    if evidence.final and on_the_way:
+        yield Finding(f"{under_way} never arrived: {', '.join(sorted(on_the_way))}")
+
+
+CONSERVED = Checker(
+    "ledger",
+    "Conserved: what all accounts hold and what is on its way between them is what was paid in, and no account is "
+    "overdrawn.",
+    books,
+)
+
+
+def workload(seed: int) -> Sequence[Sent]:
+    """Payments between three accounts, larger than some can bear, and every third one sent twice."""
+    chance = Random(seed)  # noqa: S311
+    commands = Workload()
+    for name in ACCOUNTS:
+        commands.send("account", "open", {"cents": 100}, entity=name, expect=["decided"])
+    for number in range(8):
+        payer, payee = chance.sample(ACCOUNTS, 2)
+        payment = {"cents": chance.randint(10, 90), "to": payee}
+        phase = "main" if number < 6 else "after"
+        sent = commands.send("account", "withdraw", payment, entity=payer, expect=["decided", "refused"], phase=phase)
+        if number % 3 == 0:
+            commands.again(sent, phase)
+    return commands
+
+
+SCENARIO = Scenario(
+    "ledger",
+    __doc__,
+    "scenarios.ledger:app",
+    workload,
+    searches=[
+        Sweep(points=[point for point in Point if point is not Point.IN_RECOVERY], batches=(1, 64), nth_max=2),
+        Sweep(points=[Point.IN_RECOVERY], batches=(64,), before="worker#1:before_publish@2=kill", number=2, nth_max=2),
+    ],
+    claims=("G1", "G2", "G3", "G4", "G5", "G6", "G7", "G12", "G13", "ledger"),
+    invariants=[CONSERVED],
+)
+
+if __name__ == "__main__":
+    # Not above: workers import this module for its agents.
+    from chaos.script import main
+
+    main(SCENARIO)

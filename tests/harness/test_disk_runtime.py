@@ -1,0 +1,98 @@
+"""The whole runtime on a disk that fills up: nothing is decided meanwhile, everything after, and each thing once."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+import structlog.testing
+import trio
+
+from chaos.agents import counter_only
+from chaos.faults.disk import FullDisk
+from chaos.plan import ALLOWED
+from chaos.rows import Rows, copy_store, read_store
+from meshforge_trio.broker.jetstream import open_broker
+from meshforge_trio.client import CommandDead, open_client
+from meshforge_trio.config import EngineSettings, Settings
+from meshforge_trio.envelope import SecurityContext
+from meshforge_trio.points import Point
+from meshforge_trio.policy import RetryPolicy
+from meshforge_trio.runtime import Runtime
+from meshforge_trio.server import PrivateServer
+from meshforge_trio.store.sqlite import SQLiteEventStore
+from meshforge_trio.subjects import EVENTS
+
+USER: Final = SecurityContext("tester", "user")
+# A failing command is held, run alone, and dead-lettered: it meets every place where a disk may fill up.
+ENGINE: Final = EngineSettings(idle_mark_s=0.05, retry=RetryPolicy(limit=3, delays_s=(0.01,)))
+
+
+class Filling:
+    """A probe that fills the disk at a place, once, from when it is armed on."""
+
+    def __init__(self, place: str, path: Path) -> None:
+        self.disk = FullDisk(path)
+        self.armed = False
+        self.before: Rows | None = None
+        self._place = place
+        self._path = path
+
+    def __call__(self, point: Point) -> None:
+        if point.value == self._place and self.armed and self.before is None:
+            self.before = self.rows()
+            self.disk.fill(0.5)
+
+    def rows(self) -> Rows:
+        """What a process that died now would leave."""
+        home = Path(tempfile.mkdtemp(dir=self._path.parent))
+        copy_store(self._path, home)
+        return read_store(home / "store.db")
+
+
+@pytest.fixture
+def filling(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Filling]:
+    made = Filling(request.param, tmp_path / "store.db")
+    yield made
+    made.disk.unregister()
+
+
+@pytest.mark.parametrize("filling", ALLOWED["worker"]["full"].places, indirect=True)
+async def test_the_runtime_comes_through_a_full_disk(
+    aio_loop: asyncio.AbstractEventLoop, nats_server: PrivateServer, tmp_path: Path, filling: Filling
+) -> None:
+    healed = trio.Event()
+    token = trio.lowlevel.current_trio_token()
+    filling.disk.on_healed = lambda: token.run_sync_soon(healed.set)
+    settings = Settings(url=nats_server.url, engine=ENGINE, lease_ttl_s=1.0)
+    store = await SQLiteEventStore.open(tmp_path / "store.db", ttl_s=1.0)
+    runtime = Runtime(counter_only, settings, store, lambda: open_broker(nats_server.url), probe=filling)
+    with trio.fail_after(60), structlog.testing.capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(runtime.run)
+            await runtime.engines[0].serving.wait()
+            async with open_client(nats_server.url, tenant="default", workspace="demo", principal=USER) as mesh:
+                await mesh.call("counter", "add", {"amount": 1}, entity_id="a")
+                filling.armed = True
+                for number in range(5):
+                    await mesh.call("counter", "add", {"amount": number}, entity_id="a")
+                with pytest.raises(CommandDead):
+                    await mesh.call("counter", "explode", entity_id="b", raise_for_refusal=True)
+                await healed.wait()
+                assert (await mesh.call("counter", "get", entity_id="a")).payload["total"] == 11
+            runtime.stop()
+    await store.close()
+    assert filling.before is not None
+    assert [entry for entry in logs if entry["event"].startswith("no space left for the store")]
+    assert not [entry for entry in logs if "crashed" in entry["event"]]
+    rows = filling.rows()
+    assert rows.outputs[: len(filling.before.outputs)] == filling.before.outputs
+    assert Counter(key.outcome for key in rows.keys) == {"decided": 6, "dead": 1}
+    async with open_broker(nats_server.url) as broker:
+        events = await broker.read_back(EVENTS, "evt.>", 1, 100)
+    assert [m.body for m in events] == [output.body for output in rows.outputs if output.kind in ("event", "record")]

@@ -1,0 +1,104 @@
+"""Where no fault befalls it a connection through the proxy is like one without: its bytes, its pace, its ends."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from meshforge_trio.broker.frames import pub
+
+from .proxy_lines import FRAMES, HELLO, INFO, lines, read, rest
+
+
+async def test_what_is_not_understood_passes_untouched_and_unharmed() -> None:
+    """Also what the other side says from then on, and what was held of it."""
+    odd = b"\x16\x03\x01" + FRAMES["publish"] * 2
+    async with lines("proxy:publish@2=cut_before; proxy:delivery@1=cut_before") as world:
+        line, beside = await world.dial(), await world.dial()
+        await line.greet()
+        held = FRAMES["delivery"][:-4]
+        await line.server.send_all(held)
+        await line.client.send_all(odd)
+        assert await read(line.server, len(odd)) == odd
+        await line.server.send_all(FRAMES["delivery"][-4:] + b"no frame")
+        assert await read(line.client, len(FRAMES["delivery"]) + 8) == FRAMES["delivery"] + b"no frame"
+        await line.client.send_all(FRAMES["publish"])
+        assert await read(line.server, len(FRAMES["publish"])) == FRAMES["publish"]
+        assert world.proxy.fired == []
+        # Other connections are understood.
+        await beside.client.send_all(FRAMES["publish"])
+        assert await rest(beside.server) == (b"", "end")
+
+
+async def test_bytes_come_through_as_they_are_in_both_directions_at_once() -> None:
+    """In pieces of every size, slowly and fast, on three connections of which none sees the others' bytes."""
+    large = pub("evt.t.w.a.large", "", b"\r\nPING\r\n" * 100_000)
+
+    async def say(stream: trio.SocketStream, text: bytes) -> None:
+        at, size = 0, 1
+        while at < len(text):
+            await stream.send_all(text[at : at + size])
+            at, size = at + size, size * 3 % 150_001 + 1
+        await stream.send_eof()
+
+    async def hear(stream: trio.SocketStream, text: bytes) -> None:
+        assert await rest(stream) == (text, "end")
+
+    async with lines() as world, trio.open_nursery() as nursery:
+        for number in range(3):
+            line = await world.dial()
+            own = pub(f"evt.t.w.a.of{number}", "", b"%d" % number) * 2_000
+            up = HELLO + own + large + FRAMES["ack"] * 2_000 + b"PUB evt.half 12\r\nnot who"
+            down = INFO + own.replace(b"PUB ", b"MSG ").replace(b"  1", b" 7 1") + FRAMES["delivery"] * 3_000 + b"-ER"
+            nursery.start_soon(say, line.client, up)
+            nursery.start_soon(hear, line.server, up)
+            nursery.start_soon(say, line.server, down)
+            nursery.start_soon(hear, line.client, down)
+
+
+@pytest.mark.parametrize("closing", ["client", "server"])
+async def test_what_a_side_sent_before_it_closed_arrives(closing: str) -> None:
+    last = (FRAMES["publish"] if closing == "client" else FRAMES["delivery"]) * 10_000
+    async with lines() as world:
+        line = await world.dial()
+        source, target = (line.client, line.server) if closing == "client" else (line.server, line.client)
+        async with trio.open_nursery() as nursery:
+
+            async def close() -> None:
+                await source.send_all(last)
+                await source.aclose()
+
+            nursery.start_soon(close)
+            assert await rest(target) == (last, "end")
+
+
+async def test_a_side_that_does_not_read_holds_the_other_up() -> None:
+    burst = FRAMES["publish"] * 200_000
+    async with lines() as world:
+        line = await world.dial()
+        async with trio.open_nursery() as nursery:
+            unfinished = True
+
+            async def send() -> None:
+                nonlocal unfinished
+                await line.client.send_all(burst)
+                await line.client.send_eof()
+                unfinished = False
+
+            nursery.start_soon(send)
+            await trio.sleep(0.5)
+            assert unfinished
+            assert await rest(line.server) == (burst, "end")
+
+
+async def test_nothing_outlives_the_proxy() -> None:
+    async with lines() as world:
+        line = await world.dial()
+        await line.greet()
+        made, port = line, world.proxy.port
+        world.streams.clear()
+    for stream in (made.client, made.server):
+        assert (await rest(stream))[0] == b""
+        await stream.aclose()
+    with pytest.raises(OSError, match="all attempts"):
+        await trio.open_tcp_stream("127.0.0.1", port)
