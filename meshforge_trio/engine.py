@@ -212,15 +212,19 @@ class RuntimeEngine:
         self, session: Session, arrivals: trio.MemoryReceiveChannel[Sequence[Incoming]]
     ) -> Sequence[Incoming]:
         """The next deliveries; the newest mark is written by itself when there are none for a while."""
-        with trio.move_on_after(self._settings.idle_mark_s) as self._receiving:
-            return await arrivals.receive()
-        if self._stopping.is_set():
-            return ()
-        await session.quiet()
-        await session.write_mark()
-        with trio.CancelScope() as self._receiving:
-            if not self._stopping.is_set():
+        try:
+            with trio.move_on_after(self._settings.idle_mark_s) as self._receiving:
                 return await arrivals.receive()
+            if self._stopping.is_set():
+                return ()
+            await session.quiet()
+            await session.write_mark()
+            with trio.CancelScope() as self._receiving:
+                if not self._stopping.is_set():
+                    return await arrivals.receive()
+        except trio.EndOfChannel:
+            # Feeders end by raising alone, and theirs is the reason to tell: wait for the cancellation it brings.
+            await trio.sleep_forever()
         return ()
 
     async def _feed(

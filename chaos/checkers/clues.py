@@ -226,9 +226,13 @@ class Clues:
             return False
         return any(letter.generation < record.generation for letter in self.letters.get((row.scope, row.key), ()))
 
-    def stands_for(self, record: KeyRow, command: CommandEnvelope) -> bool:
-        """Whether this command is what the key was decided for."""
-        return payload_hash(command) == record.payload_hash
+    def commands_of(self, row: OutputRow) -> Sequence[CommandEnvelope]:
+        """The commands that an output may be the answer to: the sendings of its key, as far as they are known."""
+        record = self.records.get((row.scope, row.key))
+        asked = self.asked.get((row.scope, row.key))
+        if record is None or asked is None:
+            return []
+        return [command for command in asked.commands if payload_hash(command) == record.payload_hash]
 
     # -- what the streams hold ---------------------------------------------------------------------------------
 

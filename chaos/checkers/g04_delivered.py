@@ -9,7 +9,7 @@ Who receives what is seen from what receivers decided: an agent that applied one
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from chaos.checkers.base import Checker, Finding
@@ -54,7 +54,7 @@ def _ids(clues: Clues) -> Iterator[Finding | int]:
                 yield Finding(f"{what} {message.msg_id}", [row.key], str(row.scope))
 
 
-def _marks(clues: Clues, scope: Scope, marks: list[MarkRow]) -> Iterator[Finding | int]:
+def _marks(clues: Clues, scope: Scope, marks: Sequence[MarkRow]) -> Iterator[Finding | int]:
     """A mark never claims more than was published, and the next one never less."""
     last_n = max((row.n for row in clues.by_scope.get(scope, ())), default=0)
     before: MarkRow | None = None
@@ -83,7 +83,7 @@ def _named(mark: MarkRow) -> str:
     return f"{events}, {FAILED} {mark.failed_id or 'nothing'} at {mark.failed_seq}"
 
 
-def _in_streams(clues: Clues, scope: Scope, rows: list[OutputRow]) -> Iterator[Finding | int]:
+def _in_streams(clues: Clues, scope: Scope, rows: Sequence[OutputRow]) -> Iterator[Finding | int]:
     through = _ALL if clues.settled else clues.published_through(scope)
     present = {stream: set(clues.id_at[stream].values()) for stream in (EVENTS, FAILED)}
     for row in rows:
@@ -110,7 +110,7 @@ def _received(clues: Clues, row: OutputRow) -> bool:
     )
 
 
-def _expired(clues: Clues, stream: str, row: OutputRow, rows: list[OutputRow]) -> bool:
+def _expired(clues: Clues, stream: str, row: OutputRow, rows: Sequence[OutputRow]) -> bool:
     """Whether it may have been there and be gone: a stream that lost its beginning, and nothing older in it."""
     if clues.first_seq(stream) <= 1:
         return False

@@ -103,6 +103,7 @@ def _numbered(clues: Clues) -> Iterator[Finding]:
 def _as_its_body(clues: Clues, row: OutputRow) -> Iterator[Finding]:
     """A row and its body name the same thing."""
     told = clues.told(row)
+    pairs: dict[str, str | None]
     if row.kind == "dead":
         pairs = {"key": row.key}
     elif row.kind == "command":
@@ -125,12 +126,12 @@ def _letters(clues: Clues) -> Iterator[Finding | int]:
             yield _of(record, f"is {record.outcome}, and has a dead letter of the same generation")
     for letter in clues.evidence.rows.dead:
         yield 1
-        record = clues.records.get((letter.scope, letter.key))
+        found = clues.records.get((letter.scope, letter.key))
         name = f"{letter.scope} key {letter.key!r}"
-        if record is None:
+        if found is None:
             yield Finding(f"{name} has a dead letter and no record", [letter.key], str(letter.scope))
-        elif record.outcome == "dead" and record.generation == letter.generation:
-            for row in clues.outputs_of(record):
+        elif found.outcome == "dead" and found.generation == letter.generation:
+            for row in clues.outputs_of(found):
                 wrong = [] if row.kind != "dead" else _misquoted(letter, clues.told(row))
                 if wrong:
                     what = f"the letter sent is not the one stored: {', '.join(wrong)} differ"

@@ -69,13 +69,14 @@ def _chain(clues: Clues, chain: Sequence[OutputRow], head: HeadRow | None) -> It
 
 def _as_expected(clues: Clues, record: KeyRow) -> Iterator[Finding | int]:
     """A command that names a version takes effect at that version or not at all."""
-    asked = clues.asked.get((record.scope, record.key))
-    expected = {c.expected_version for c in asked.commands if clues.stands_for(record, c)} if asked else set()
     rows = clues.outputs_of(record)
-    if record.outcome != "decided" or expected <= {None} or not rows or rows[0].entity_id is None:
+    if record.outcome != "decided" or not rows or rows[0].entity_id is None:
+        return
+    row = rows[0]
+    expected = {command.expected_version for command in clues.commands_of(row)}
+    if expected <= {None}:
         return
     yield 1
-    row = rows[0]
     found = row.version - 1 if row.version is not None else clues.payload(row).get("entity_version")
     if found not in expected:
         what = f"key {record.key!r} expected version {sorted(map(str, expected))} and was decided at {found}"

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from chaos.checkers.base import Checker, Finding
 from chaos.checkers.clues import Clues, read_envelope
-from chaos.evidence import Evidence, Sent, envelope_of
+from chaos.evidence import Evidence, Sent
 from chaos.rows import OutputRow
 from meshforge_trio.subjects import EVENTS, Scope, command_subject, event_subject, violation_subject
 
@@ -139,10 +139,10 @@ def _attempt(clues: Clues, sendings: Sequence[Sent]) -> Iterator[Finding | int]:
         for what in _mistold(clues, row, sent):
             yield Finding(f"{name}: its violation (output {row.n}) {what}", [sent.key], str(scope))
     for row in clues.evidence.rows.outputs:
-        if row.scope != scope and clues.told(row).get("causation_id") == id_:
-            if id_ not in clues.ids_asked.get(row.scope, ()):
-                what = f"had an effect in {row.scope}: output {row.n} ({row.name})"
-                yield Finding(f"{name} {what}", [sent.key, row.key], str(row.scope))
+        meant = id_ in clues.ids_asked.get(row.scope, ())
+        if row.scope != scope and not meant and clues.told(row).get("causation_id") == id_:
+            what = f"had an effect in {row.scope}: output {row.n} ({row.name})"
+            yield Finding(f"{name} {what}", [sent.key, row.key], str(row.scope))
 
 
 def _claimed(sent: Sent) -> Scope:

@@ -111,11 +111,9 @@ def _wrong_to_acquire(lease: _Lease | None, new: _Lease) -> Iterator[str]:
 
 
 def _acquired_at(clues: Clues, row: OutputRow, until: float) -> float:
-    record = clues.records.get((row.scope, row.key))
-    asked = clues.asked.get((row.scope, row.key))
-    for command in asked.commands if record is not None and asked is not None else ():
+    for command in clues.commands_of(row):
         ttl = command.payload.get("ttl_seconds")
-        if isinstance(ttl, int | float) and clues.stands_for(record, command):
+        if isinstance(ttl, int | float):
             return until - ttl
     return _number(clues.told(row)["ts"])
 

@@ -40,27 +40,23 @@ def look(evidence: Evidence) -> Iterator[Finding | int]:
 def _lanes(clues: Clues) -> dict[tuple[Scope, str], list[Sent]]:
     """The commands of each entity whose place is known, in stream order, each key by its first sending."""
     sendings: dict[tuple[Scope, str], list[Sent]] = defaultdict(list)
-    for sent in clues.evidence.sent:
+    for sent in _in_stream_order(clues):
         if not sent.query and sent.at is None:
             sendings[sent.scope, sent.key].append(sent)
-    lanes: dict[tuple[Scope, str], list[tuple[int, Sent]]] = defaultdict(list)
-    taken: set[tuple[Scope, str]] = set()
-    for place, sent in _in_stream_order(clues):
-        name = (sent.scope, sent.key)
-        if name in taken or sent.query or sent.at is not None or sent.command.entity_id is None:
-            continue
-        known = all(clues.was_accepted(each) and not clues.may_be_forgotten(each) for each in sendings[name])
-        taken.add(name)
-        if known:
-            lanes[sent.scope, sent.command.entity_id].append((place, sent))
-    return {name: [sent for _, sent in lane] for name, lane in lanes.items()}
+    lanes: dict[tuple[Scope, str], list[Sent]] = defaultdict(list)
+    for sent, *again in sendings.values():
+        known = all(clues.was_accepted(each) and not clues.may_be_forgotten(each) for each in (sent, *again))
+        if known and sent.command.entity_id is not None:
+            lanes[sent.scope, sent.command.entity_id].append(sent)
+    return lanes
 
 
-def _in_stream_order(clues: Clues) -> Sequence[tuple[int, Sent]]:
-    sent = list(enumerate(clues.evidence.sent))
-    if all(i in clues.seq_of for i, _ in sent):
-        sent.sort(key=lambda item: clues.seq_of[item[0]])
-    return sent
+def _in_stream_order(clues: Clues) -> Sequence[Sent]:
+    sent = clues.evidence.sent
+    places = range(len(sent))
+    if all(i in clues.seq_of for i in places):
+        places = sorted(places, key=lambda i: clues.seq_of[i])
+    return [sent[i] for i in places]
 
 
 def _decided(clues: Clues, scope: Scope, entity: str, lane: Sequence[Sent]) -> Iterator[Finding]:
@@ -78,15 +74,17 @@ def _decided(clues: Clues, scope: Scope, entity: str, lane: Sequence[Sent]) -> I
 
 def _as_in_order(clues: Clues, scope: Scope, entity: str, decided: Sequence[tuple[Sent, KeyRow]]) -> Iterator[Finding]:
     """What depends on those before it came out as it does in stream order."""
-    of_entity = [s for s in clues.evidence.sent if (s.scope, s.command.entity_id) == (scope, entity) and not s.query]
-    told = [(sent, record) for sent, record in decided if sent.expect]
-    if len(told) < len({sent.key for sent in of_entity if sent.expect}) or clues.strikes.rollbacks:
-        return
-    if any(record.outcome == "dead" and "dead" not in sent.expect for sent, record in told):
-        return  # it was given up by bad luck, and those behind it met another state
-    for sent, record in told:
-        ours = {"decided", "refused"}
-        if {record.outcome, *sent.expect} <= ours and record.outcome not in sent.expect:
+    unplaced = {
+        sent.key
+        for sent in clues.evidence.sent
+        if (sent.scope, sent.command.entity_id) == (scope, entity) and not sent.query and sent.at is None
+    } - {sent.key for sent, _ in decided}
+    unlucky = any(record.outcome == "dead" and "dead" not in sent.expect for sent, record in decided)
+    if unplaced or unlucky or clues.strikes.rollbacks:
+        return  # what came after met another state than it would have
+    for sent, record in decided:
+        told = {record.outcome, *sent.expect} <= {"decided", "refused"}
+        if sent.expect and told and record.outcome not in sent.expect:
             what = f"key {sent.key!r} was {record.outcome}, which in stream order it is not"
             yield Finding(f"{scope} {entity!r}: {what}", [sent.key], str(scope))
 
