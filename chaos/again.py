@@ -1,8 +1,9 @@
-"""A run from its directory, to be judged or run once more."""
+"""A run from its directory: judged or run once more, or thrown away."""
 
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from chaos.builtin import find_scenario
 from chaos.case import Case
 from chaos.checkers import Checker
 from chaos.evidence import Sent
+from chaos.lab import Outcome
 from chaos.mutants.patch import Patch, PatchError, patch_from_json
 from chaos.scenario import ScenarioError
 from chaos.verdict import Run, RunError, load_run
 
-__all__ = ["Past", "load_past"]
+__all__ = ["Past", "discard", "load_past"]
 
 
 @attrs.frozen
@@ -96,3 +98,10 @@ def _broken(path: Path) -> Sequence[str]:
         return ()
     judgements = orjson.loads(path.read_bytes())["judgements"]
     return list(dict.fromkeys(judgement["id"] for judgement in judgements if judgement["findings"]))
+
+
+def discard(outcome: Outcome) -> Outcome:
+    """Delete what was kept of a run; the outcome without it."""
+    if outcome.home is not None:
+        shutil.rmtree(outcome.home, ignore_errors=True)
+    return attrs.evolve(outcome, home=None)

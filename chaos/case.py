@@ -279,6 +279,8 @@ class _Run:
         self._history.write("image", number=self._images, final=final)
 
     def _downtime_s(self, worker: Worker) -> float:
+        # What it wrote last was written a moment before it died.
+        self._world.events.look()
         fired = {rule for actor, rule in self._world.events.faults if actor == worker.name}
         for rule in self._world.plan.of("worker"):
             if rule.number == worker.number and rule.action == "kill" and str(rule) in fired:

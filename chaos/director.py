@@ -1,7 +1,8 @@
 """The director of a run: does to the server, the client and stopped workers what the plan says, when it says so.
 
 A worker that reaches a rule writes the fault to the history and stops itself; the director sees the record, acts,
-and lets it go on. So the schedule is exact although several processes take part.
+and lets it go on. So the schedule is exact although several processes take part. How long a server is silent or away
+is not: the worker lives through it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import shutil
 import signal
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -70,43 +72,49 @@ class Director:
         return next(worker for worker in self._world.workers if worker.name == actor)
 
     async def _act(self, rule: Rule, worker: Worker) -> None:
-        with trio.move_on_after(_ACT_S) as waited:
+        with trio.move_on_after(_ACT_S + (rule.seconds or 0)) as waited:
             await self._world.frozen(worker)
             if rule.actor == "worker" and rule.seconds is None:
                 self.replaced.append(worker)
                 self.handed_over.set()
             else:
-                await self._perform(rule)
-                worker.send_signal(signal.SIGCONT)
+                await self._perform(rule, partial(worker.send_signal, signal.SIGCONT))
                 self._history.of(rule.actor if rule.actor != "worker" else worker.name).write("healed", rule=str(rule))
         if waited.cancelled_caught:
             raise WorldError(f"{rule}: not carried out within {_ACT_S:g} s")
         self.busy -= 1
 
-    async def _perform(self, rule: Rule) -> None:
+    async def _perform(self, rule: Rule, go_on: Callable[[], None]) -> None:
+        """Do it. `go_on` is called when the worker is to see the rest: a server that is silent or away."""
         if rule.actor == "worker":
             await trio.sleep(rule.seconds or 0)
+            go_on()
         elif rule.actor == "client":
             await self._resend()
+            go_on()
         elif rule.action == "copy":
             self._pause_for(self._copy_store)
+            go_on()
         elif rule.action == "pause":
             self._server.pause()
+            go_on()
             await trio.sleep(rule.seconds or 0)
             self._server.resume()
         else:
-            await self._restart(rule)
+            await self._restart(rule, go_on)
 
-    async def _restart(self, rule: Rule) -> None:
+    async def _restart(self, rule: Rule, go_on: Callable[[], None]) -> None:
         history = self._history.of("nats")
         history.write("down", why=rule.action)
         if rule.action == "restart":
             self._server.restart()
+            go_on()
         else:
             self._server.kill()
             if rule.action == "rollback":
                 shutil.rmtree(self._server.store_dir)
                 shutil.copytree(self._copy, self._server.store_dir)
+            go_on()
             await trio.sleep(rule.seconds or _DOWN_S)
             self._server.start()
         history.write("up")

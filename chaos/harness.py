@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 import pytest
+import structlog
 import trio
 
 from chaos.case import Case
@@ -20,6 +21,7 @@ from chaos.sweep import Sweep
 from chaos.verdict import Status
 from meshforge_trio.errors import Misconfigured
 from meshforge_trio.points import Point
+from meshforge_trio.telemetry import set_up_logging
 
 __all__ = ["ChaosSweep", "ChaosWorld", "Commands"]
 
@@ -65,6 +67,10 @@ class _Harness:
                 pytest.fail(str(outcome), pytrace=False)
 
     def _lab(self, work: Callable[[Lab], Any], parallel: int) -> None:
+        if not structlog.is_configured():
+            # The broker's faults are planned here, and told by the histories.
+            set_up_logging("error")
+
         async def main() -> None:
             async with open_lab(parallel, None if self.reports is None else Path(self.reports)) as lab:
                 await work(lab)
@@ -129,7 +135,14 @@ class ChaosSweep(_Harness):
 
         async def work(lab: Lab) -> None:
             if self.plan is None:
-                await sweep.explore(case_of, lab, outcomes.append)
+                with trio.CancelScope() as going_on:
+
+                    def note(outcome: Outcome) -> None:
+                        outcomes.append(outcome)
+                        if check and outcome.status is not Status.PASS:
+                            going_on.cancel()
+
+                    await sweep.explore(case_of, lab, note)
             else:
                 plan = parse_plan(self.plan, mortal=True)
                 outcomes.extend(await lab.run_all([case_of(plan, batch, True) for batch in batches]))

@@ -130,8 +130,10 @@ class Lab:
                 reasons.append(f"the run did not end within {case.deadline_s * _PATIENCE:g} s")
         except* (MeshForgeError, WorldError, ReplayerError, OSError, RuntimeError, trio.TooSlowError) as errors:
             reasons += [f"{type(error).__name__}: {error}" for error in _leaves(errors)]
-        if not played:
-            _made_anew(server)
+        finally:
+            # Also when it was cancelled in mid-run: what it left in the server must not meet the next one.
+            if not played:
+                _made_anew(server)
         return reasons
 
     async def _rebuild(self, case: Case, home: Path, patch: Patch | None) -> None:
@@ -186,7 +188,7 @@ def _leaves(error: BaseException) -> list[BaseException]:
 
 
 def _made_anew(server: PrivateServer) -> None:
-    """Whatever a failed run left in it must not meet the next one."""
+    """Empty, and running, whatever state it is in."""
     server.kill()
     shutil.rmtree(server.store_dir, ignore_errors=True)
     server.start()

@@ -25,7 +25,12 @@ class FaultProbe:
 
     def __init__(self, rules: Sequence[Rule], history: History, disk: FullDisk | None = None) -> None:
         """`rules` are those this worker's hits are counted for."""
-        self._rules = {(rule.place, rule.nth): rule for rule in rules}
+        self._rules: dict[tuple[str, int], list[Rule]] = {}
+        for rule in rules:
+            self._rules.setdefault((rule.place, rule.nth), []).append(rule)
+        for together in self._rules.values():
+            # Its own comes last: what it does may be the last thing it does.
+            together.sort(key=lambda rule: rule.actor == "worker")
         self._history = history
         self._disk = disk
         self._hits: Counter[Point] = Counter()
@@ -34,10 +39,11 @@ class FaultProbe:
         self._hits[point] += 1
         nth = self._hits[point]
         self._history.write("point", point=point.value, nth=nth)
-        rule = self._rules.get((point.value, nth))
-        if rule is None:
-            return
-        self._history.write("fault", rule=str(rule))
+        for rule in self._rules.get((point.value, nth), ()):
+            self._history.write("fault", rule=str(rule))
+            self._act(rule)
+
+    def _act(self, rule: Rule) -> None:
         if rule.action == "full":
             assert self._disk is not None
             assert rule.seconds is not None

@@ -5,6 +5,8 @@
     workload = "commands.jsonl"
     scenarios = "scenarios"                    # scripts with a SCENARIO; this is the default
     unreached = { before_hold = "no handler of ours raises" }
+    regressions = ["worker#1:after_store@2=kill"]    # plans that once broke something, run first
+    kills_min = 40                             # with fewer kills the gate is inconclusive
 
 A workload is one JSON object a line:
 
@@ -65,6 +67,8 @@ class Project:
     workload: Path | None = None
     scenarios: Path = Path("scenarios")
     unreached: Mapping[str, str] = attrs.field(factory=dict)
+    regressions: Sequence[str] = ()
+    kills_min: int | None = None
 
 
 def load_project(folder: Path) -> Project:
@@ -93,12 +97,19 @@ def load_project(folder: Path) -> Project:
     strangers = sorted(unreached.keys() - set(Point))
     if strangers:
         raise ProjectError(f"{where} unreached: there is no point {strangers[0]!r}")
+    regressions, kills_min = table.get("regressions", []), table.get("kills_min")
+    if not isinstance(regressions, list) or not all(isinstance(plan, str) for plan in regressions):
+        raise ProjectError(f"{where} regressions must be a list of plans")
+    if kills_min is not None and (type(kills_min) is not int or kills_min < 1):
+        raise ProjectError(f"{where} kills_min must be a number, 1 or more")
     workload = table.get("workload")
     return Project(
         table.get("app"),
         None if workload is None else folder / workload,
         folder / table.get("scenarios", "scenarios"),
         unreached,
+        tuple(regressions),
+        kills_min,
     )
 
 

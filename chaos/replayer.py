@@ -1,8 +1,10 @@
-"""Rebuilds states somewhere else: another process, another hash seed, another time zone, another day.
+"""Rebuilds states elsewhere: in processes with a clock, a hash seed and a time zone of their own.
 
-A replayer is a process that forks a child per store, so that each rebuild imports the agents afresh and nothing else.
-The clock of the children is shifted by `CLOCK_SHIFT_S`. What an agent's `apply` takes from any of these shows as a
-different hash.
+    async with open_replayer(hash_seed=101, tz="Pacific/Kiritimati") as replayer:
+        hashes = await replayer.rebuild(image / "store.db", "chaos.agents:app", ["default/demo"])
+
+Equal events have equal states, so two replayers agree with each other and with what an engine recorded, or the agent
+reads what it must not.
 """
 
 from __future__ import annotations
@@ -10,11 +12,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,78 +21,140 @@ from typing import Any, Final
 
 import trio
 
-from chaos.forkserver import die_with_parent
-from chaos.mutants.patch import Patch, install, patch_from_json, patch_to_json
-from meshforge_trio.cli.reader import read_store
-from meshforge_trio.launch import load_app
-from meshforge_trio.replay import replay_scope
+from chaos.mutants.patch import Patch, patch_to_json
 from meshforge_trio.subjects import Scope
 
-__all__ = ["CLOCK_SHIFT_S", "Replayer", "ReplayerError", "main", "open_replayer"]
+__all__ = ["Replayer", "ReplayerError", "open_replayer"]
 
-#: Agents that look at the clock see a day more than a year away.
-CLOCK_SHIFT_S: Final = 400 * 86_400
-_ANSWER_S: Final = 30.0
+#: Processes with a planted bug that are kept for the next order.
+_PATCHED_MAX: Final = 4
 
 
 class ReplayerError(Exception):
-    """A store could not be rebuilt: the app cannot be imported, or an event cannot be applied."""
+    """Nothing could be rebuilt, for a reason that says nothing of the runtime: no such app, a process that died."""
 
 
 class Replayer:
-    """Made by `open_replayer`. One rebuild at a time."""
+    """Made by `open_replayer`. One process for the code as it is, and one for each bug planted in it."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdout is not None
-        self._process = process
-        self._answers = trio.lowlevel.FdStream(os.dup(process.stdout.fileno()))
-        self._rest = b""
-        self._turn = trio.Lock()
+    def __init__(self, environment: Mapping[str, str], nursery: trio.Nursery) -> None:
+        self._environment = environment
+        self._nursery = nursery
+        self._processes: dict[Patch | None, _Process] = {}
 
     async def rebuild(
         self, store: Path, app: str, workspaces: Sequence[str], *, patch: Patch | None = None
     ) -> Mapping[Scope, str]:
-        """The state hash of every scope in the copy `store` of a database, from its events alone.
+        """Rebuild every scope of `workspaces` that `store` has, from a copy of it and its write-ahead log.
+
+        The value is the scope's state hash, or in words what cannot be replayed as it is stored. Takes as long as it
+        takes: set a deadline. `app` is looked for in the working directory first.
 
         Raises:
-            ReplayerError: the app, the store or the replayer is at fault.
+            ReplayerError: the app cannot be loaded, an agent of the store is not in it, the file is no store, or the
+                process died.
         """
-        order = {
-            "store": str(store),
-            "app": app,
-            "workspaces": list(workspaces),
-            "path": str(Path.cwd()),
-            "patch": None if patch is None else patch_to_json(patch),
-        }
-        async with self._turn:
-            assert self._process.stdin is not None
-            try:
-                self._process.stdin.write(json.dumps(order).encode() + b"\n")
-                self._process.stdin.flush()
-            except BrokenPipeError as error:
-                raise ReplayerError("the replayer has died: see what it wrote to stderr") from error
-            with trio.move_on_after(_ANSWER_S):
-                told = json.loads(await self._line())
-                if "error" in told:
-                    raise ReplayerError(f"{store} cannot be rebuilt: {told['error']}")
-                return {Scope(*scope.split("/")): value for scope, value in told["hashes"].items()}
-        raise ReplayerError(f"{store} was not rebuilt within {_ANSWER_S:g} s")
+        order = {"store": str(store), "app": app, "workspaces": list(workspaces), "path": str(Path.cwd())}
+        answer = await self._process(patch).ask(order)
+        if "error" in answer:
+            raise ReplayerError(f"{store} cannot be rebuilt: {answer['error']}")
+        values: dict[Scope, str] = {Scope(*scope.split("/")): value for scope, value in answer["hashes"].items()}
+        for difference in answer["differences"]:
+            values[Scope(*difference.split(": ", 1)[0].split("/"))] = difference
+        return values
 
-    async def _line(self) -> bytes:
-        while b"\n" not in self._rest:
-            chunk = await self._answers.receive_some()
-            if not chunk:
-                raise ReplayerError("the replayer has died: see what it wrote to stderr")
-            self._rest += chunk
-        line, _, self._rest = self._rest.partition(b"\n")
-        return line
+    def end(self) -> None:
+        """Kill every process."""
+        for process in self._processes.values():
+            process.end()
+        self._processes.clear()
 
-    async def close(self) -> None:
-        """End its process."""
+    def _process(self, patch: Patch | None) -> _Process:
+        found = self._processes.get(patch)
+        if found is not None and not found.gone:
+            return found
+        if found is not None:
+            found.end()
+        idle = [each for each, process in self._processes.items() if each is not None and not process.asked]
+        for each in idle[: len(self._processes) - _PATCHED_MAX]:
+            self._processes.pop(each).end()
+        made = self._processes[patch] = _Process(_started(patch, self._environment))
+        self._nursery.start_soon(made.listen)
+        return made
+
+
+def _started(patch: Patch | None, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "chaos.rebuild"]
+    if patch is not None:
+        command.append(json.dumps(patch_to_json(patch)))
+    # Not through a thread: the kernel would take that thread's end for the end of the parent.
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
+    )
+
+
+class _Asked:
+    """An order under way."""
+
+    def __init__(self) -> None:
+        self.answered = trio.Event()
+        self.answer: Mapping[str, Any] = {"error": "the process has died: see what it wrote to stderr"}
+
+
+class _Process:
+    """One process of `chaos.rebuild`. `asked` are the orders under way."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._orders = 0
+        self.asked: dict[int, _Asked] = {}
+        self.gone = False
+
+    async def ask(self, order: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The answer to an order; one that nobody waits for any more is taken back."""
+        self._orders += 1
+        number = self._orders
+        asked = self.asked[number] = _Asked()
+        try:
+            if self._write({"id": number, **order}):
+                await asked.answered.wait()
+            return asked.answer
+        finally:
+            del self.asked[number]
+            if not asked.answered.is_set():
+                self._write({"cancel": number})
+
+    def _write(self, message: Mapping[str, Any]) -> bool:
+        """Whether it could be written."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            return False
+        return True
+
+    async def listen(self) -> None:
+        """Take answers until the process is gone; whoever still waits then gets none."""
+        assert self._process.stdout is not None
+        rest = b""
+        async with trio.lowlevel.FdStream(os.dup(self._process.stdout.fileno())) as stream:
+            async for chunk in stream:
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    answer = json.loads(line)
+                    asked = self.asked.get(answer["id"])
+                    if asked is not None:
+                        asked.answer = answer
+                        asked.answered.set()
+        self.gone = True
+        for asked in self.asked.values():
+            asked.answered.set()
+
+    def end(self) -> None:
+        """Kill it, and with it what it has forked."""
         self._process.kill()
         self._process.wait()
-        with trio.CancelScope(shield=True):
-            await self._answers.aclose()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
@@ -101,91 +162,17 @@ class Replayer:
 
 
 @asynccontextmanager
-async def open_replayer(hash_seed: int, zone: str) -> AsyncIterator[Replayer]:
-    """Start a replayer with that PYTHONHASHSEED and TZ."""
-    environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed), "TZ": zone}
-    # Not through a thread: the kernel would take that thread's end for the end of the parent.
-    process = subprocess.Popen(  # noqa: ASYNC220
-        [sys.executable, "-m", "chaos.replayer"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-        env=environment,
-    )
-    replayer = Replayer(process)
-    try:
-        yield replayer
-    finally:
-        await replayer.close()
+async def open_replayer(hash_seed: int, tz: str) -> AsyncIterator[Replayer]:
+    """Rebuild under this hash seed (0 to 4294967295) and time zone; at the end every process is killed.
 
-
-def main() -> None:
-    """Serve orders, one JSON object a line, until standard input ends."""
-    die_with_parent()
-    for line in sys.stdin:
-        order = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            try:
-                _answer(order)
-            finally:
-                os._exit(0)
-        _, status = os.waitpid(pid, 0)
-        if status:
-            _tell({"error": f"the rebuilding process ended with {os.waitstatus_to_exitcode(status)}"})
-
-
-def _tell(message: Mapping[str, Any]) -> None:
-    os.write(1, json.dumps(message).encode() + b"\n")
-
-
-def _answer(order: Mapping[str, Any]) -> None:
-    die_with_parent()
-    _shift_clock()
-    try:
-        _plant(order["patch"])
-        sys.path.insert(0, order["path"])
-        os.chdir(order["path"])
-        hashes = _hashes(Path(order["store"]), order["app"], order["workspaces"])
-    except Exception as error:
-        _tell({"error": f"{type(error).__name__}: {error}"})
-    else:
-        _tell({"hashes": hashes})
-
-
-def _plant(told: Mapping[str, Any] | None) -> None:
-    """A bug that is planted in the agents is rebuilt with; the runtime that rebuilds is the true one."""
-    if told is None:
-        return
-    patch = patch_from_json(told)
-    edits = [edit for edit in patch.edits if not edit.module.startswith("meshforge_trio")]
-    if edits:
-        install(Patch(patch.name, edits))
-
-
-def _shift_clock() -> None:
-    """Whoever asks `time` sees another day; `datetime` asks the system itself, and sees another time zone."""
-    now, now_ns = time.time, time.time_ns
-    time.time = lambda: now() + CLOCK_SHIFT_S
-    time.time_ns = lambda: now_ns() + CLOCK_SHIFT_S * 1_000_000_000
-
-
-def _hashes(store: Path, app: str, workspaces: Sequence[str]) -> Mapping[str, str]:
-    adapters = dict(load_app(app).scopes(workspaces))
-    hashes: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(prefix="meshforge-rebuild-") as home:
-        copy = Path(home) / store.name
-        for suffix in ("", "-wal"):
-            part = store.with_name(store.name + suffix)
-            if part.exists():
-                shutil.copyfile(part, copy.with_name(copy.name + suffix))
-        with read_store(copy) as opened:
-            for scope in opened.scopes:
-                if scope in adapters:
-                    report = trio.run(replay_scope, opened.rows(scope), adapters[scope])
-                    hashes[str(scope)] = report.state_hash
-    return hashes
-
-
-if __name__ == "__main__":
-    main()
+    Two of them show more than one, and most where their zones never agree on the date: `Pacific/Kiritimati` and
+    `Etc/GMT+12` are 26 hours apart.
+    """
+    environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed), "TZ": tz}
+    async with trio.open_nursery() as nursery:
+        replayer = Replayer(environment, nursery)
+        try:
+            yield replayer
+        finally:
+            nursery.cancel_scope.cancel()
+            replayer.end()

@@ -7,22 +7,29 @@ run, so what is reported has been seen to break.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 import attrs
+import orjson
 
+from chaos.again import discard
 from chaos.case import Case
 from chaos.evidence import Sent
+from chaos.lab import Lab, Outcome
+from chaos.mutants.patch import Patch
 from chaos.plan import Plan, PlanError, Rule, check_plan
 
-__all__ = ["Breaks", "Shrunk", "shrink"]
+__all__ = ["Breaks", "Shrunk", "Violation", "shrink", "smallest"]
 
 #: Whether a case breaks what it should: it is run for that.
 Breaks = Callable[[Case], Awaitable[bool]]
 
 _TRIES_MAX: Final = 60
 _BATCHES: Final = (1, 2, 8)
+_TIMES: Final = 3
 
 
 @attrs.frozen
@@ -32,6 +39,72 @@ class Shrunk:
     case: Case
     tries: int
     whole: bool
+
+
+@attrs.frozen
+class Violation:
+    """The smallest case found of a violation, and whether it lasts.
+
+    It broke `guarantee` in `same` of `times` runs after it was found; `outcome` is the last of these that did.
+    `replay` is the command that runs it again.
+    """
+
+    first: Outcome
+    guarantee: str
+    shrunk: Shrunk
+    same: int
+    times: int
+    outcome: Outcome | None
+    replay: str
+
+    @property
+    def shown(self) -> Outcome:
+        """The run to look at."""
+        return self.outcome or self.first
+
+
+async def smallest(
+    first: Outcome,
+    lab: Lab,
+    replay_of: Callable[[Case], str],
+    *,
+    tries_max: int = _TRIES_MAX,
+    patch: Patch | None = None,
+) -> Violation:
+    """Shrink the case of a violation, and see how often it breaks.
+
+    `replay_of` says how a case of the same commands is run again; one with fewer is run from its directory.
+    """
+    guarantee = first.verdict.broken_ids[0]
+
+    async def breaks(case: Case) -> bool:
+        tried = discard(await lab.run(case, patch=patch))
+        return guarantee in tried.verdict.broken_ids
+
+    shrunk = await shrink(first.case, breaks, tries_max=tries_max)
+    case = attrs.evolve(shrunk.case, replay=replay_of(shrunk.case), record_frames=True)
+    same = 0
+    found: Outcome | None = None
+    for _ in range(_TIMES):
+        outcome = await lab.run(case, patch=patch)
+        if guarantee in outcome.verdict.broken_ids:
+            same += 1
+            if found is not None:
+                discard(found)
+            found = outcome
+        else:
+            discard(outcome)
+    replay = case.replay
+    if not shrunk.whole and found is not None and found.home is not None:
+        replay = f"meshforge-chaos replay {shlex.quote(str(found.home))}"
+        _retell(found.home / "run.json", replay=replay)
+    if first.home is not None:
+        _retell(first.home / "verdict.json", minimal=str(case.plan))
+    return Violation(first, guarantee, shrunk, same, _TIMES, found, replay)
+
+
+def _retell(path: Path, **fields: Any) -> None:
+    path.write_bytes(orjson.dumps({**orjson.loads(path.read_bytes()), **fields}))
 
 
 async def shrink(case: Case, breaks: Breaks, *, tries_max: int = _TRIES_MAX) -> Shrunk:

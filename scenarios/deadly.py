@@ -42,8 +42,9 @@ SCENARIO = Scenario(
             [
                 "worker#2:before_attempt@1=kill",
                 "worker#2:in_attempt@2=kill",
-                "worker#3:before_dead_letter@1=kill",
-                "worker#3:after_dead_letter@1=kill",
+                "worker#4:before_dead_letter@1=kill",
+                "worker#4:after_dead_letter@1=kill",
+                "worker#6:before_dead_letter@1=kill",
                 "worker#2:in_attempt@1=kill; worker#3:in_attempt@1=kill",
             ],
             mortal=True,

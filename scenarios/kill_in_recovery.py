@@ -40,10 +40,15 @@ SCENARIO = Scenario(
     "chaos.agents:counter_only",
     workload,
     searches=[
-        Sweep(points=RECOVERY, before="worker#1:before_publish@1=kill", number=2),
-        Sweep(points=RECOVERY, before="worker#1:before_publish@1=kill; worker#2:in_recovery@2=kill", number=3),
+        Sweep(points=RECOVERY, batches=(64,), before="worker#1:before_publish@1=kill", number=2),
+        Sweep(
+            points=RECOVERY,
+            batches=(64,),
+            before="worker#1:before_publish@1=kill; worker#2:in_recovery@2=kill",
+            number=3,
+        ),
         # Half of it was published: what is there already must be found.
-        Sweep(points=[Point.IN_RECOVERY], before="worker#1:in_publish@2=kill", number=2),
+        Sweep(points=[Point.IN_RECOVERY], batches=(64,), before="worker#1:in_publish@2=kill", number=2),
     ],
     claims=("G1", "G2", "G3", "G4", "G5", "G6", "G7", "G11", "G12", "G13"),
 )

@@ -22,9 +22,9 @@ from chaos.workload import Workload
 
 CUTS = [
     f"proxy:{frame}@{nth}={action}"
-    for frame in FRAMES
     for action in ("cut_before", "cut_after", "swallow")
-    for nth in (1, 3)
+    for nth, frames in ((1, FRAMES), (3, ("publish", "puback", "delivery", "ack")))
+    for frame in frames
 ]
 # Noticed only by what does not come, after some seconds.
 HOLES = [f"proxy:{frame}@2=blackhole" for frame in FRAMES]

@@ -49,7 +49,7 @@ SCENARIO = Scenario(
     __doc__,
     "chaos.agents:counter_only",
     workload,
-    searches=[Sweep(points=[point for point in Point if point is not Point.IN_RECOVERY], nth_max=2)],
+    searches=[Sweep(points=[point for point in Point if point is not Point.IN_RECOVERY], batches=(64,), nth_max=2)],
     workspaces=("default/demo", "other/demo"),
     claims=("G1", "G2", "G3", "G4", "G5", "G6", "G7", "G8", "G9", "G11", "G12", "G13"),
 )

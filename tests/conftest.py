@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
+from chaos.lab import Lab, open_lab
 from chaos.zygote import Zygote, open_zygote
 from meshforge_trio.broker.bridge import open_loop
 from meshforge_trio.server import PrivateServer
-
-if TYPE_CHECKING:
-    from chaos.lab import Lab
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started by a shell in the background: what the tests start would inherit that and be deaf to their interrupts.
@@ -43,9 +41,7 @@ async def zygote(aio_loop: asyncio.AbstractEventLoop) -> AsyncIterator[Zygote]:
 
 
 @pytest.fixture
-async def lab() -> AsyncIterator[Lab]:
-    """A laboratory with one nats-server, in which cases are run one after another."""
-    from chaos.lab import open_lab
-
-    async with open_lab() as opened:
+async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
+    """A laboratory with one nats-server, for cases one after another; runs that are kept go below `tmp_path`."""
+    async with open_lab(reports=tmp_path / "runs") as opened:
         yield opened

@@ -258,8 +258,10 @@ class Clues:
     def confirms(self, mark: MarkRow) -> bool:
         """Whether both streams still hold, at the mark's sequences, what it says."""
         places = ((EVENTS, mark.event_seq, mark.event_id), (FAILED, mark.failed_seq, mark.failed_id))
+        # Nothing is said of a stream by sequence 0, and nothing can be said of what has expired.
         return all(
-            0 <= seq < self.first_seq(stream) or self.id_at[stream].get(seq) == msg_id for stream, seq, msg_id in places
+            seq == 0 or seq < self.first_seq(stream) or self.id_at[stream].get(seq) == msg_id
+            for stream, seq, msg_id in places
         )
 
     @cached_property

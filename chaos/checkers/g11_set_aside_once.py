@@ -117,17 +117,24 @@ def _after_the_limit(clues: Clues) -> Iterator[Finding | int]:
 
 
 def _blocking_nobody(clues: Clues) -> Iterator[Finding]:
-    """While one command fails, only those of its own entity wait."""
+    """While one command fails, only those of its own entity wait: the last worker tried it, and not them."""
+    spawned = [record.actor for record in clues.evidence.history if record.kind == "spawn"]
+    tried = {
+        (record["scope"], record["key"])
+        for record in clues.evidence.history
+        if record.kind == "call" and record.actor in spawned[-1:]
+    }
     for scope in sorted({scope for scope, _ in clues.evidence.rows.attempts}):
-        failing = {key for at, key in clues.evidence.rows.attempts if at == scope}
+        failing = sorted(key for at, key in clues.evidence.rows.attempts if at == scope and (str(at), key) in tried)
         asked = [clues.asked[scope, key] for key in failing if (scope, key) in clues.asked]
         entities = {command.entity_id for each in asked for command in each.commands}
-        for message in clues.evidence.commands:
+        for message in clues.evidence.commands if failing else ():
             told = envelope_of(message)
             key = str(told.get("idempotency_key"))
             if scope_of(message.subject) == scope and key not in failing and told.get("entity_id") not in entities:
-                what = f"{sorted(failing)} fail, and key {key!r} of another entity waits"
-                yield Finding(f"{scope}: {what}", [key, *sorted(failing)], str(scope))
+                yield Finding(
+                    f"{scope}: {failing} fail, and key {key!r} of another entity waits", [key, *failing], str(scope)
+                )
 
 
 CHECKER = Checker(

@@ -53,7 +53,7 @@ def _lanes(clues: Clues) -> dict[tuple[Scope, str], list[Sent]]:
 
 def _in_stream_order(clues: Clues) -> Sequence[Sent]:
     sent = clues.evidence.sent
-    places = range(len(sent))
+    places: Sequence[int] = range(len(sent))
     if all(i in clues.seq_of for i in places):
         places = sorted(places, key=lambda i: clues.seq_of[i])
     return [sent[i] for i in places]
@@ -62,7 +62,11 @@ def _in_stream_order(clues: Clues) -> Sequence[Sent]:
 def _decided(clues: Clues, scope: Scope, entity: str, lane: Sequence[Sent]) -> Iterator[Finding]:
     decided = [(sent, record) for sent in lane if (record := clues.records.get((scope, sent.key))) is not None]
     for sent, record in decided:
-        if record.payload_hash != sent.digest and not record.key.startswith("raw:"):
+        if any(
+            other.digest == record.payload_hash != sent.digest and other.command.entity_id == entity
+            for other in clues.evidence.sent
+            if (other.scope, other.key) == (scope, sent.key)
+        ):
             what = f"key {sent.key!r} was decided for a later sending than {sent.command.id}"
             yield Finding(f"{scope} {entity!r}: {what}", [sent.key], str(scope))
     keys = [sent.key for sent, _ in decided]

@@ -15,6 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from chaos.cli.options import Order
 from chaos.lab import Lab, Outcome, open_lab
+from chaos.mutants.detect import Detection
 from chaos.tally import Tally
 from chaos.verdict import Status
 
@@ -34,6 +35,7 @@ class Board:
 
     def __init__(self) -> None:
         self.tally = Tally()
+        self._bugs = 0
         self._console = Console(stderr=True, highlight=False)
         if not self._console.is_terminal:
             self._console = Console(stderr=True, highlight=False, width=_WIDTH)
@@ -74,6 +76,13 @@ class Board:
         )
         if outcome.status is not Status.PASS:
             self._tell(outcome)
+
+    def caught(self, detection: Detection) -> None:
+        """One more planted bug. Its violation is as it should be."""
+        self._bugs += 1
+        self._progress.update(self._task, description=f"{self._bugs} planted bugs tried")
+        if not detection.proven:
+            self.say(str(detection).split("\n", 1)[0])
 
     def _tell(self, outcome: Outcome) -> None:
         told = self.tally.runs[outcome.status]

@@ -49,13 +49,12 @@ class Order:
         if reports is None:
             # Only a name: nothing is made unless there is something to keep.
             reports = Path(tempfile.gettempdir()) / f"meshforge-chaos-{os.getpid()}"
-        return Order(given.pop("parallel"), reports, given.pop("keep", False), given.pop("as_json"))
+        return Order(given.pop("parallel"), reports, given.pop("keep", False), given.pop("as_json", False))
 
 
 def lab_options(function: F) -> F:
-    """`--parallel`, `--report` and `--json`."""
+    """`--parallel` and `--report`."""
     for option in (
-        json_option,
         click.option(
             "--report",
             type=click.Path(path_type=Path, file_okay=False),
@@ -77,6 +76,7 @@ def lab_options(function: F) -> F:
 def run_options(function: F) -> F:
     """What a scenario is run with."""
     for option in (
+        json_option,
         lab_options,
         click.option("--keep", is_flag=True, help="Keep the runs that pass, too."),
         seed_option,

@@ -17,7 +17,7 @@ from chaos.report import ReportError, render_html, render_text
 from chaos.tally import Cell, Reach, Tally, rank, shown_hits
 from chaos.verdict import Status
 
-__all__ = ["COLOURS", "coverage_table", "guarantee_table", "out", "page_of", "summary", "tell_failures"]
+__all__ = ["COLOURS", "coverage_table", "guarantee_table", "out", "page_of", "summary", "tell_failures", "write_report"]
 
 COLOURS: Final[Mapping[Status, str]] = {Status.PASS: "green", Status.VIOLATION: "red", Status.INCONCLUSIVE: "yellow"}
 _WIDTH: Final = 140
@@ -75,7 +75,7 @@ def tell_failures(tally: Tally, say: Callable[[str], None] = click.echo) -> None
     Each run that was kept gets its page, `report.html`, into its directory.
     """
     for number, outcome in enumerate([*tally.violations, *tally.inconclusive][:_PAGES_MAX]):
-        written = _written(outcome)
+        written = write_report(outcome)
         if number < _REPORTED_MAX:
             say("")
             say(written if written is not None else str(outcome))
@@ -93,7 +93,7 @@ def _tell(outcome: Outcome, say: Callable[[str], None]) -> None:
         say(f"  page:   {page_of(outcome.home)}")
 
 
-def _written(outcome: Outcome) -> str | None:
+def write_report(outcome: Outcome) -> str | None:
     """The report of a kept run, whose page is written beside; none for one that left no history to report."""
     if outcome.home is None:
         return None

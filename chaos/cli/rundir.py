@@ -28,6 +28,7 @@ _DIRECTORY = click.Path(path_type=Path, file_okay=False)
 @click.argument("what", metavar="PLAN_OR_RUNDIR")
 @click.option("--times", type=click.IntRange(1, 1000), default=1, show_default=True, help="How often.")
 @click.option("--batch", type=click.IntRange(1, 65_536), default=64, show_default=True, help="For a plan.")
+@json_option
 @lab_options
 def replay(what: str, times: int, batch: int, **given: Any) -> int:
     """Run again what a directory holds, with its agents, commands, settings and plan, or a plan with the commands that

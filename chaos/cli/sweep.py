@@ -11,7 +11,7 @@ import click
 
 from chaos.builtin import CRASH_MATRIX, FIRST_DEATHS, RECOVERY, find_scenario
 from chaos.cli.live import Board, in_lab
-from chaos.cli.options import Order, batches_option, lab_options, numbers, print_json, seed_option
+from chaos.cli.options import Order, batches_option, json_option, lab_options, numbers, print_json, seed_option
 from chaos.cli.results import coverage_table, guarantee_table, out, summary, tell_failures
 from chaos.cli.run import explore
 from chaos.lab import Lab
@@ -42,6 +42,7 @@ _SECONDS: Final[Mapping[str, float]] = {"full": 0.3}
 @batches_option
 @click.option("--pairs", is_flag=True, help="Then kill the successor too: every ordered pair of points.")
 @seed_option
+@json_option
 @lab_options
 def sweep(scenario: str | None, actions: tuple[str, ...], chosen: str | None, pairs: bool, **given: Any) -> int:
     """Sweep SCENARIO, or the commands that between them meet every point.

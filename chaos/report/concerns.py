@@ -13,7 +13,6 @@ from chaos.evidence import Evidence, envelope_of
 from chaos.history import Record
 from chaos.report.run import Command, Name
 from chaos.report.turns import Turn, called
-from meshforge_trio.broker.port import StoredMessage
 from meshforge_trio.errors import Poison
 from meshforge_trio.subjects import COMMANDS, EVENTS, FAILED, parse_subject
 
@@ -123,12 +122,9 @@ class _Web:
             if isinstance(cause, str):
                 self._causes[node].add((node[0], cause))
         for message in image.events:
-            node = self._learn_stored(message)
-            if node is not None:
-                self._seqs[EVENTS, message.seq] = node
-
-    def _learn_stored(self, message: StoredMessage) -> _Node | None:
-        return self._learn_message(envelope_of(message), message.msg_id)
+            learnt = self._learn_message(envelope_of(message), message.msg_id)
+            if learnt is not None:
+                self._seqs[EVENTS, message.seq] = learnt
 
     def _learn_message(self, envelope: Mapping[str, Any], msg_id: str) -> _Node | None:
         tenant, workspace, agent, own = (envelope.get(field) for field in ("tenant", "workspace", "agent", "id"))
@@ -146,11 +142,9 @@ class _Web:
     def of(self, index: int, record: Record) -> Concern:
         """What a record concerns, its turn aside."""
         if record.kind in ("send", "ok", "unknown", "failed"):
-            name = self._answered.get(index)
-            return NOTHING if name is None else Concern(own=frozenset([name]))
+            return Concern(own=frozenset([self._answered[index]])) if index in self._answered else NOTHING
         if record.kind in ("call", "decided"):
-            called_name = self._called.get(index)
-            return NOTHING if called_name is None else self.named(called_name)
+            return self.named(self._called[index]) if index in self._called else NOTHING
         if record.kind == "heard":
             node = self._node_of(_json(record.fields.get("body"))) or self._msg_ids.get(str(record["msg_id"]))
             return NOTHING if node is None else self._at(node)

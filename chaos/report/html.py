@@ -23,7 +23,7 @@ from chaos.report.run import Finding, Judgement, Name, Run, load_run
 from chaos.report.slice import causal_slice, focus
 from chaos.report.timeline import timeline
 from chaos.report.turns import turns
-from chaos.report.words import clipped, plain, told
+from chaos.report.words import clipped, ending, plain, told
 
 __all__ = ["render_html"]
 
@@ -69,7 +69,7 @@ def render_html(run_dir: Path) -> str:
         status=status,
         words=_WORDS[status],
         numbers=list(_numbers(run)),
-        rules=[(rule, rule in run.verdict.fired) for rule in run.rules],
+        rules=[(rule, rule in run.verdict.fired, _receipt(run, rule)) for rule in run.rules],
         badges=_badges(run),
         story=_story(run, part.indices, drawn["slice"]),
         left_out=part.left_out,
@@ -79,7 +79,7 @@ def render_html(run_dir: Path) -> str:
         total=drawn["total"],
         undrawn=drawn["total"] - len(drawn["records"]),
         embedded=_embedded({**drawn, "focus": sorted(names) if about else []}),
-        style=Markup(style),  # noqa: S704: a file of ours, and no stylesheet is text
+        style=Markup(style),  # noqa: S704
         script=Markup(script),  # noqa: S704
         style_hash=_hash(style),
         script_hash=_hash(script),
@@ -122,6 +122,12 @@ def _numbers(run: Run) -> Iterator[tuple[str, str]]:
     yield f"{run.ms(run.history[-1]) / 1000:.2f} s", "from start to end"
 
 
+def _receipt(run: Run, rule: str) -> str:
+    """Who died of a rule, and how."""
+    receipt = run.verdict.receipts.get(rule)
+    return "" if receipt is None else f"pid {receipt[0]} {ending(receipt[1])}"
+
+
 @attrs.frozen
 class Badge:
     """A guarantee with everything that was said of it."""
@@ -155,7 +161,7 @@ class Badge:
         """broken, unsure (somebody could not judge), absent (nobody did), empty (nothing to look at), or held."""
         if self.found:
             return "broken"
-        if any(judgement.failed for judgement in self.judgements):
+        if any(judgement.failure for judgement in self.judgements):
             return "unsure"
         if not self.judgements:
             return "absent"
@@ -164,11 +170,11 @@ class Badge:
     @property
     def distinct(self) -> Sequence[tuple[Finding, Sequence[Judgement]]]:
         """Its findings, each once, with the judgements that made it."""
-        made: dict[str, tuple[Finding, list[Judgement]]] = {}
+        made: dict[str, tuple[Finding, dict[int, Judgement]]] = {}
         for judgement in self.judgements:
             for finding in judgement.findings:
-                made.setdefault(finding.what, (finding, []))[1].append(judgement)
-        return list(made.values())
+                made.setdefault(finding.what, (finding, {}))[1][judgement.image] = judgement
+        return [(finding, list(judgements.values())) for finding, judgements in made.values()]
 
 
 def _badges(run: Run) -> Sequence[Badge]:

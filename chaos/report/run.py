@@ -23,6 +23,7 @@ __all__ = ["Command", "Finding", "Image", "Judgement", "Name", "ReportError", "R
 Name = tuple[str, str]
 
 _VERSION: Final = 1
+_TOLD_ELSEWHERE: Final = frozenset({"version", "scenario", "plan", "sent", "replay", "environment"})
 _LOG_BYTES_MAX: Final = 64 << 10
 _LOG_LINES_MAX: Final = 200
 _ESCAPES: Final = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
@@ -41,7 +42,6 @@ class Command:
     at: str
     action: str
     entity: str | None
-    outcome: str
     phase: str
     query: bool
     expect: Sequence[str]
@@ -63,7 +63,7 @@ class Finding:
 
 @attrs.frozen
 class Judgement:
-    """What one checker said of one image. `failed` is why it could not judge, empty where it could."""
+    """What one checker said of one image. `failure` is why it could not judge to the end, empty where it could."""
 
     image: int
     final: bool
@@ -71,18 +71,22 @@ class Judgement:
     sentence: str
     examined: int
     findings: Sequence[Finding] = ()
-    failed: str = ""
+    failure: str = ""
 
 
 @attrs.frozen
 class Verdict:
-    """`status` is pass, violation or inconclusive; `minimal` the smallest plan known to show the same."""
+    """`status` is pass, violation or inconclusive; `minimal` the smallest plan known to show the same.
+
+    `receipts` say for each kill which process it was and how it ended, by rule.
+    """
 
     status: str
     reasons: Sequence[str] = ()
     judgements: Sequence[Judgement] = ()
     fired: Sequence[str] = ()
     unhit: Sequence[str] = ()
+    receipts: Mapping[str, tuple[int, int]] = attrs.field(factory=dict)
     minimal: str | None = None
 
     @property
@@ -155,7 +159,7 @@ def load_run(path: Path) -> Run:
         images=list(_images(path)),
         logs=dict(_logs(path)),
         settings={
-            name: told[name] for name in ("app", "workspaces", "engine", "retry", "limit") if told.get(name) is not None
+            name: value for name, value in told.items() if name not in _TOLD_ELSEWHERE and value not in (None, {}, "")
         },
         environment={str(name): str(value) for name, value in _object(told.get("environment")).items()},
     )
@@ -190,6 +194,10 @@ def _list(value: object) -> Sequence[Any]:
     return value if isinstance(value, list) else []
 
 
+def _whole(value: object) -> int:
+    return value if type(value) is int else 0
+
+
 def _text(fields: Mapping[str, Any], name: str) -> str:
     value = fields.get(name)
     return "" if value is None else str(value)
@@ -208,7 +216,6 @@ def _command(fields: Mapping[str, Any]) -> Command:
         at=at if isinstance(at, str) and at else own,
         action=_text(envelope, "action"),
         entity=None if entity is None else str(entity),
-        outcome=_text(fields, "outcome"),
         phase=_text(fields, "phase"),
         query=fields.get("query") is True,
         expect=[str(outcome) for outcome in _list(fields.get("expect"))],
@@ -229,20 +236,23 @@ def _verdict(path: Path) -> Verdict:
         judgements=[_judgement(each) for each in _objects(told.get("judgements"))],
         fired=[str(rule) for rule in _list(told.get("fired"))],
         unhit=[str(rule) for rule in _list(told.get("unhit"))],
+        receipts={
+            _text(each, "rule"): (_whole(each.get("pid")), _whole(each.get("status")))
+            for each in _objects(told.get("receipts"))
+        },
         minimal=None if minimal is None else str(minimal),
     )
 
 
 def _judgement(fields: Mapping[str, Any]) -> Judgement:
-    image, examined = fields.get("image"), fields.get("examined")
     return Judgement(
-        image=image if type(image) is int else 0,
+        image=_whole(fields.get("image")),
         final=fields.get("final") is True,
         id=_text(fields, "id"),
         sentence=_text(fields, "sentence"),
-        examined=examined if type(examined) is int else 0,
+        examined=_whole(fields.get("examined")),
         findings=[_finding(each) for each in _list(fields.get("findings"))],
-        failed=_text(fields, "failed_to_judge"),
+        failure=_text(fields, "failure"),
     )
 
 

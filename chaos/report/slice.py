@@ -23,7 +23,18 @@ MOST: Final = 30
 _OWN: Final = {"send": 0, "call": 0, "unknown": 0, "failed": 0, "ok": 1, "decided": 1, "heard": 1, "frame": 2}
 _DERIVED: Final = {"call": 3, "heard": 3, "frame": 4, "decided": 4}
 #: What changes the world is worth telling whatever the commands are.
-_WORLD: Final = {"fault": 0, "exit": 0, "down": 1, "up": 1, "healed": 1, "spawn": 1, "image": 2, "drained": 3}
+_WORLD: Final = {
+    "fault": 0,
+    "exit": 0,
+    "down": 1,
+    "up": 1,
+    "healed": 1,
+    "spawn": 1,
+    "image": 2,
+    "listening": 3,
+    "deaf": 1,
+    "drained": 3,
+}
 _POINTS: Final = {"after_store": 1, "in_store": 1, "received": 2, "in_recovery": 3, "after_recovery": 3}
 _OTHER_POINT: Final = 2
 _AGAIN: Final = 4
@@ -74,7 +85,7 @@ def causal_slice(
     that what is farther from a fault. With less than `least`, the surroundings of the faults are added.
     """
     worth = list(_worths(history, concerns, frozenset(names)))
-    if worth.count(0) > most:
+    if worth.count(0) > most // 2:
         # So many commands that none of them matters by itself: what lies around the faults does.
         worth = [
             1 if w <= _OTHER_POINT and record.kind not in _WORLD else w

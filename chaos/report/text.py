@@ -143,9 +143,9 @@ def _broken(run: Run) -> Iterator[str]:
         if len(mine) > _FINDINGS_MAX:
             yield f"  ... and {len(mine) - _FINDINGS_MAX} more findings"
     for judgement in run.verdict.judgements:
-        if judgement.failed:
+        if judgement.failure:
             yield ""
-            yield from wrapped(f"{judgement.id} could not be judged: {judgement.failed}", WIDTH)
+            yield from wrapped(f"{judgement.id} could not be judged: {judgement.failure}", WIDTH)
 
 
 def _finding(run: Run, group: _Group) -> Iterator[str]:

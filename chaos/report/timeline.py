@@ -28,7 +28,21 @@ _TEXT_MAX: Final = 2_000
 _TRACKS_MAX: Final = 4
 #: What is left out last; the rest goes by its distance from a fault.
 _KEPT: Final = frozenset(
-    {"spawn", "exit", "fault", "healed", "down", "up", "drained", "image", "send", "unknown", "failed"}
+    {
+        "spawn",
+        "exit",
+        "fault",
+        "healed",
+        "down",
+        "up",
+        "listening",
+        "deaf",
+        "drained",
+        "image",
+        "send",
+        "unknown",
+        "failed",
+    }
 )
 _COMMITS: Final = frozenset({"after_store", "after_mark"})
 _FROM_SERVER: Final = frozenset({"puback", "delivery"})
@@ -137,7 +151,7 @@ class _Timeline:
         """A track for each turn, where none that is still open lies."""
         free: dict[str, list[float]] = defaultdict(list)
         for n, turn in enumerate(self._turns):
-            begin, end = self._times(turn)
+            begin, end, _ = self._times(turn)
             ends = free[turn.worker]
             track = next((track for track, at in enumerate(ends) if at <= begin), len(ends))
             if track == len(ends) and len(ends) < _TRACKS_MAX:
@@ -148,16 +162,18 @@ class _Timeline:
             lane = self._lanes[turn.worker]
             lane.tracks = max(lane.tracks, track + 2)
 
-    def _times(self, turn: Turn) -> tuple[float, float]:
+    def _times(self, turn: Turn) -> tuple[float, float, bool]:
+        """When it began and ended, and whether a fault cut it off: then it ends with its worker, or its session."""
         history = self._run.history
-        begin = self._run.ms(history[turn.records[0]])
+        begin, last = (self._run.ms(history[turn.records[i]]) for i in (0, -1))
         if turn.ended:
-            return begin, self._run.ms(history[turn.records[-1]])
-        last = history[turn.records[-1]]
-        # One that was cut off by the end of its worker lasts until then.
-        if last.kind == "fault":
-            return begin, self._lanes[turn.worker].end
-        return begin, self._run.ms(last)
+            return begin, last, False
+        cut = history[turn.records[-1]].kind == "fault"
+        for record in history[turn.records[-1] + 1 :]:
+            if record.actor == turn.worker and (record.kind == "exit" or record.fields.get("point") == "after_lease"):
+                return begin, self._run.ms(record) if cut else last, cut
+            cut = cut or record.kind in ("fault", "down")
+        return begin, self._end if cut else last, cut
 
     def _shade(self) -> None:
         """Mark the times in which something was stopped, cut off or full, and those of a server that is down."""
@@ -167,15 +183,16 @@ class _Timeline:
             if record.kind == "down" and down is None:
                 down = self._run.ms(record)
             elif record.kind == "up" and down is not None:
-                self._lanes["broker"].spans.append({"from": down, "to": self._run.ms(record), "what": "down"})
+                self._lanes["broker"].spans.append(_span(down, self._run.ms(record), "down"))
                 down = None
             elif record.kind == "fault" and action_of(record["rule"]) in _LASTING:
                 end = self._healed(index, record)
                 action = action_of(record["rule"])
                 name = "store" if action == "full" else self._lane_of(record)
-                self._lanes[name].spans.append({"from": self._run.ms(record), "to": end, "what": action})
+                # Where the fault itself lies, its rule says what it is.
+                self._lanes[name].spans.append(_span(self._run.ms(record), end, action, named=action == "full"))
         if down is not None:
-            self._lanes["broker"].spans.append({"from": down, "to": self._end, "what": "down"})
+            self._lanes["broker"].spans.append(_span(down, self._end, "down"))
 
     def _healed(self, index: int, fault: Record) -> float:
         for record in self._run.history[index + 1 :]:
@@ -211,7 +228,7 @@ class _Timeline:
         }
 
     def _track(self, index: int, record: Record, lane: str) -> int:
-        if record.kind == "heard":
+        if record.kind in ("heard", "listening", "deaf"):
             return 1
         if record.kind == "frame":
             return 2 if record["frame"] in _FROM_SERVER else 1
@@ -224,14 +241,14 @@ class _Timeline:
         records = [shown[index] for index in turn.records if index in shown]
         if not records:
             return None
-        begin, end = self._times(turn)
+        begin, end, cut = self._times(turn)
         concern = next((c for i in turn.records if (c := self._concerns[i]) != NOTHING), NOTHING)
         return {
             "lane": order.index(turn.worker),
             "track": self._tracks[n],
             "from": round(begin, 4),
             "to": round(end, 4),
-            "cut": not turn.ended,
+            "cut": cut,
             "scope": turn.scope,
             "group": -1 if concern == NOTHING else self._groups.setdefault(concern, len(self._groups)),
         }
@@ -243,6 +260,10 @@ class _Timeline:
         return self._commands.setdefault(name, len(self._commands))
 
 
+def _span(begin: float, end: float, what: str, *, named: bool = True) -> Mapping[str, Any]:
+    return {"from": begin, "to": end, "what": what, "named": named}
+
+
 def _shown(value: object) -> object:
     """A field as the page shows it: long texts cut, with a word on how long they are."""
     if isinstance(value, str) and len(value) > _TEXT_MAX:
@@ -250,4 +271,3 @@ def _shown(value: object) -> object:
     if isinstance(value, str | int | float | bool) or value is None:
         return value
     return _shown(str(value))
-

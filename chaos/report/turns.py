@@ -49,6 +49,8 @@ _ELSE: Final = _table(
 _BEGIN: Final = ("received", "before_attempt")
 _END: Final = "after_ack"
 _DECIDING: Final = ("received", "before_hold", "before_dead_letter", "before_store")
+#: What sessions may not survive.
+_UPSETS: Final = ("fault", "healed", "down", "up")
 _POINTS: Final = frozenset(_NEXT) | {_END}
 
 
@@ -93,13 +95,13 @@ def turns(history: Sequence[Record]) -> Sequence[Turn]:
     found: list[Turn] = []
     workers: dict[str, _Worker] = {}
     names = called(history)
-    fault = -1
+    upset = -1
     for index, record in enumerate(history):
         worker = workers.setdefault(record.actor, _Worker(record.actor))
-        if record.kind in ("fault", "down"):
-            fault = index
+        if record.kind in _UPSETS:
+            upset = index
         if record.kind == "point":
-            turn = worker.reach(index, str(record["point"]), fault)
+            turn = worker.reach(index, str(record["point"]), upset)
             if turn is not None and turn.records == [index]:
                 found.append(turn)
         elif record.kind == "fault" and worker.last is not None:
@@ -123,14 +125,14 @@ class _Worker:
         #: Marks being written by themselves, which pass `in_store` too.
         self._marks = 0
 
-    def reach(self, index: int, point: str, fault: int) -> Turn | None:
-        """Give a point to its turn. `fault` is the index of the newest fault, of whomever."""
+    def reach(self, index: int, point: str, upset: int) -> Turn | None:
+        """Give a point to its turn. `upset` is the index of the newest fault or end of one, of whomever."""
         if point == "after_lease":
-            # A session that begins after a fault goes on with nothing that was open before it.
-            self._open = [turn for turn in self._open if turn.records[-1] > fault]
+            # A session that begins after a fault goes on with nothing that was open before.
+            self._open = [turn for turn in self._open if turn.records[-1] > upset]
         elif point in ("before_mark", "after_mark"):
             self._marks = max(0, self._marks + (1 if point == "before_mark" else -1))
-        self.last = self._taker(point) if point in _POINTS else None
+        self.last = self._taker(point, upset) if point in _POINTS else None
         if self.last is not None:
             self.last.records.append(index)
             self._open.remove(self.last)
@@ -142,10 +144,14 @@ class _Worker:
                 self._open.append(self.last)
         return self.last
 
-    def _taker(self, point: str) -> Turn | None:
-        """The turn that goes on with `point`; where no turn can, as under a broken protocol, the newest."""
+    def _taker(self, point: str, upset: int) -> Turn | None:
+        """The turn that goes on with `point`; where no turn can, as under a broken protocol, the newest.
+
+        One that has not moved since the newest upset may be cut off by it, and comes after the others.
+        """
+        likely = sorted(self._open, key=lambda turn: turn.records[-1] <= upset)
         for after in (_NEXT, _ELSE):
-            for turn in self._open:
+            for turn in likely:
                 if point in after.get(turn.at, ()):
                     return turn
         if point in _BEGIN or (point == "in_store" and self._marks):

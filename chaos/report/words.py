@@ -157,6 +157,8 @@ _TELL: Final[Mapping[str, Callable[[_Fields], str]]] = {
     "ok": lambda f: f"PubAck of {clipped(f['id'], 28)}: stored at {f['seq']}",
     "unknown": lambda f: f"outcome of {clipped(f['id'], 28)} unknown: {clipped(f['reason'], 50)}",
     "failed": lambda f: f"{clipped(f['id'], 28)} failed: {clipped(f['reason'], 60)}",
+    "listening": lambda _: "listens to events from here on",
+    "deaf": lambda f: f"hears no more events: {clipped(f['reason'], 60)}",
     "heard": _heard,
     "frame": _frame,
     "drained": lambda _: "everything sent is decided",

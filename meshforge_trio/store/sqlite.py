@@ -203,16 +203,19 @@ class SQLiteEventStore:
     def _close(self) -> None:
         broken = self._refusal is not None
         self._refusal = trio.ClosedResourceError(f"{self.path} is closed")
+        given_up = False
         if broken:
             # What a failed disk holds is for the next process to judge: no checkpoint over it.
             self.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         else:
-            # Should giving up the term fail, the file lock dropped below tells others that it is over.
-            with contextlib.suppress(apsw.Error), self.writing():
-                self.term.give_up(self.connection)
+            with contextlib.suppress(apsw.Error):
+                with self.writing():
+                    self.term.give_up(self.connection)
+                given_up = True
         with contextlib.suppress(apsw.Error):
             self.connection.close()
-        self.term.end(remove=not broken)
+        # Where the row could not be given up, the file stays with its lock dropped: that tells others that it is over.
+        self.term.end(remove=given_up)
 
 
 class SQLiteScopeStore:

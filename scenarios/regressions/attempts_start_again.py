@@ -40,16 +40,7 @@ SCENARIO = Scenario(
             batches=(1,),
         )
     ],
-    claims=(
-        "G1",
-        "G2",
-        "G3",
-        "G4",
-        "G5",
-        "G11",
-        "G12",
-        "G13",
-    ),
+    claims=("G1", "G2", "G3", "G4", "G5", "G11", "G12", "G13"),
 )
 
 if __name__ == "__main__":

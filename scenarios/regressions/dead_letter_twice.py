@@ -31,15 +31,7 @@ SCENARIO = Scenario(
     workload,
     searches=[Fixed(["worker#1:in_publish@1=kill(0.7)", "worker#1:after_publish@1=kill(0.7)"], batches=(1,))],
     engine={"duplicate_window_s": 0.5},
-    claims=(
-        "G1",
-        "G2",
-        "G3",
-        "G4",
-        "G5",
-        "G11",
-        "G12",
-    ),
+    claims=("G1", "G2", "G3", "G4", "G5", "G11", "G12"),
 )
 
 if __name__ == "__main__":

@@ -34,15 +34,7 @@ SCENARIO = Scenario(
         Fixed(["worker#1:before_store@1=stop; worker#2:in_attempt@1=kill; worker#3:in_attempt@1=kill"], batches=(1,))
     ],
     lease_ttl_s=0.3,
-    claims=(
-        "G1",
-        "G2",
-        "G3",
-        "G4",
-        "G5",
-        "G11",
-        "G12",
-    ),
+    claims=("G1", "G2", "G3", "G4", "G5", "G11", "G12"),
 )
 
 if __name__ == "__main__":

@@ -33,16 +33,7 @@ SCENARIO = Scenario(
     "chaos.agents:counter_only",
     workload,
     searches=[Fixed(["", "worker#1:in_attempt@1=kill"], batches=(64,))],
-    claims=(
-        "G1",
-        "G2",
-        "G3",
-        "G4",
-        "G5",
-        "G8",
-        "G11",
-        "G12",
-    ),
+    claims=("G1", "G2", "G3", "G4", "G5", "G8", "G11", "G12"),
 )
 
 if __name__ == "__main__":

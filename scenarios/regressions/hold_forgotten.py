@@ -32,16 +32,7 @@ SCENARIO = Scenario(
     workload,
     searches=[Fixed(["worker#1:after_hold@1=kill", "worker#1:after_ack@1=kill"], batches=(1, 64))],
     retry={"delays_s": (0.5,)},
-    claims=(
-        "G1",
-        "G2",
-        "G3",
-        "G4",
-        "G5",
-        "G11",
-        "G12",
-        "G13",
-    ),
+    claims=("G1", "G2", "G3", "G4", "G5", "G11", "G12", "G13"),
 )
 
 if __name__ == "__main__":

@@ -36,16 +36,7 @@ SCENARIO = Scenario(
     engine={"max_ack_pending": 16},
     retry={"delays_s": (60.0,)},
     limit=0,
-    claims=(
-        "G1",
-        "G2",
-        "G3",
-        "G4",
-        "G5",
-        "G11",
-        "G12",
-        "G13",
-    ),
+    claims=("G1", "G2", "G3", "G4", "G5", "G11", "G12", "G13"),
 )
 
 if __name__ == "__main__":

@@ -32,15 +32,7 @@ SCENARIO = Scenario(
     workload,
     searches=[Fixed(["worker#1:received@1=kill"], batches=(1,))],
     engine={"ack_wait_s": 10.0},
-    claims=(
-        "G1",
-        "G2",
-        "G3",
-        "G4",
-        "G5",
-        "G12",
-        "G13",
-    ),
+    claims=("G1", "G2", "G3", "G4", "G5", "G12", "G13"),
 )
 
 if __name__ == "__main__":

@@ -41,14 +41,7 @@ SCENARIO = Scenario(
     ],
     engine={"duplicate_window_s": 0.5, "publish_timeout_s": 0.5},
     lease_ttl_s=0.3,
-    claims=(
-        "G1",
-        "G2",
-        "G3",
-        "G4",
-        "G5",
-        "G12",
-    ),
+    claims=("G1", "G2", "G3", "G4", "G5", "G12"),
 )
 
 if __name__ == "__main__":

@@ -33,16 +33,7 @@ SCENARIO = Scenario(
     "chaos.agents:counter_only",
     workload,
     searches=[Fixed(["worker#1:before_hold@1=kill", "worker#1:before_store@1=kill"], batches=(1, 64))],
-    claims=(
-        "G1",
-        "G2",
-        "G3",
-        "G4",
-        "G5",
-        "G11",
-        "G12",
-        "G13",
-    ),
+    claims=("G1", "G2", "G3", "G4", "G5", "G11", "G12", "G13"),
 )
 
 if __name__ == "__main__":

@@ -31,16 +31,7 @@ SCENARIO = Scenario(
     workload,
     searches=[Fixed(["worker#1:before_store@1=stop"], batches=(1,))],
     lease_ttl_s=0.3,
-    claims=(
-        "G1",
-        "G2",
-        "G3",
-        "G4",
-        "G5",
-        "G6",
-        "G12",
-        "G13",
-    ),
+    claims=("G1", "G2", "G3", "G4", "G5", "G6", "G12", "G13"),
 )
 
 if __name__ == "__main__":

@@ -34,16 +34,7 @@ SCENARIO = Scenario(
     searches=[Fixed(["", "nats:after_hold@1=kill", "nats:in_attempt@1=kill"], batches=(1, 64))],
     retry={"limit": 5, "delays_s": (0.05,)},
     limit=5,
-    claims=(
-        "G1",
-        "G2",
-        "G3",
-        "G4",
-        "G5",
-        "G11",
-        "G12",
-        "G13",
-    ),
+    claims=("G1", "G2", "G3", "G4", "G5", "G11", "G12", "G13"),
 )
 
 if __name__ == "__main__":

@@ -34,15 +34,7 @@ SCENARIO = Scenario(
     searches=[Fixed(["worker#1:after_ack@1=stop"], batches=(1,))],
     engine={"ack_wait_s": 10.0},
     lease_ttl_s=0.3,
-    claims=(
-        "G1",
-        "G2",
-        "G3",
-        "G4",
-        "G5",
-        "G12",
-        "G13",
-    ),
+    claims=("G1", "G2", "G3", "G4", "G5", "G12", "G13"),
 )
 
 if __name__ == "__main__":

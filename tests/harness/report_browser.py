@@ -107,7 +107,7 @@ class Browser:
         ]
         page.call("Emulation.setEmulatedMedia", {"features": features})
         page.call("Page.navigate", {"url": url})
-        page.wait("document.documentElement.dataset.ready || document.documentElement.dataset.error")
+        page.wait("(d => d && (d.dataset.ready || d.dataset.error))(document.documentElement)")
         return page
 
     def call(self, method: str, params: Mapping[str, Any] | None = None, session: str | None = None) -> Any:

@@ -309,6 +309,17 @@ def test_it_heals_once_for_each_filling(tmp_path: Path, clock: FakeTime, disk: F
     assert healed == [501.0, 502.0]
 
 
+def test_by_the_clock_of_the_machine_space_returns_too(tmp_path: Path, disk: FullDisk) -> None:
+    healed = threading.Event()
+    disk.on_healed = healed.set
+    connection = apsw.Connection(str(tmp_path / "store.db"))
+    disk.fill(0.01)
+    while not healed.is_set():
+        with contextlib.suppress(apsw.FullError):
+            connection.execute("CREATE TABLE IF NOT EXISTS t(a); INSERT INTO t VALUES (1)")
+    connection.close()
+
+
 def test_filled_twice_it_is_full_until_the_later_end(tmp_path: Path, clock: FakeTime, disk: FullDisk) -> None:
     disk.fill(3.0)
     disk.fill(1.0)

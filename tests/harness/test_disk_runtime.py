@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 import structlog.testing
 import trio
 
 from chaos.agents import counter_only
+from chaos.faults import disk as module
 from chaos.faults.disk import FullDisk
 from chaos.plan import ALLOWED
 from chaos.rows import Rows, copy_store, read_store
@@ -33,11 +34,15 @@ USER: Final = SecurityContext("tester", "user")
 ENGINE: Final = EngineSettings(idle_mark_s=0.05, retry=RetryPolicy(limit=3, delays_s=(0.01,)))
 
 
+NO_SPACE: Final = "no space left for the store"
+
+
 class Filling:
-    """A probe that fills the disk at a place, once, from when it is armed on."""
+    """A probe that fills the disk at a place, once, from when it is armed on. Its clock stands still."""
 
     def __init__(self, place: str, path: Path) -> None:
         self.disk = FullDisk(path)
+        self.now = 0.0
         self.armed = False
         self.before: Rows | None = None
         self._place = place
@@ -46,7 +51,17 @@ class Filling:
     def __call__(self, point: Point) -> None:
         if point.value == self._place and self.armed and self.before is None:
             self.before = self.rows()
-            self.disk.fill(0.5)
+            self.disk.fill(1.0)
+
+    def monotonic(self) -> float:
+        """The clock of the disk."""
+        return self.now
+
+    async def free(self, logs: Sequence[Mapping[str, Any]]) -> None:
+        """Let the time pass when the runtime has said that there is no space."""
+        while not any(entry["event"].startswith(NO_SPACE) for entry in logs):
+            await trio.sleep(0.01)
+        self.now += 1.0
 
     def rows(self) -> Rows:
         """What a process that died now would leave."""
@@ -56,8 +71,9 @@ class Filling:
 
 
 @pytest.fixture
-def filling(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Filling]:
+def filling(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Filling]:
     made = Filling(request.param, tmp_path / "store.db")
+    monkeypatch.setattr(module, "time", made)
     yield made
     made.disk.unregister()
 
@@ -69,12 +85,13 @@ async def test_the_runtime_comes_through_a_full_disk(
     healed = trio.Event()
     token = trio.lowlevel.current_trio_token()
     filling.disk.on_healed = lambda: token.run_sync_soon(healed.set)
-    settings = Settings(url=nats_server.url, engine=ENGINE, lease_ttl_s=1.0)
-    store = await SQLiteEventStore.open(tmp_path / "store.db", ttl_s=1.0)
+    settings = Settings(url=nats_server.url, engine=ENGINE)
+    store = await SQLiteEventStore.open(tmp_path / "store.db")
     runtime = Runtime(counter_only, settings, store, lambda: open_broker(nats_server.url), probe=filling)
     with trio.fail_after(60), structlog.testing.capture_logs() as logs:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(runtime.run)
+            nursery.start_soon(filling.free, logs)
             await runtime.engines[0].serving.wait()
             async with open_client(nats_server.url, tenant="default", workspace="demo", principal=USER) as mesh:
                 await mesh.call("counter", "add", {"amount": 1}, entity_id="a")
@@ -88,7 +105,6 @@ async def test_the_runtime_comes_through_a_full_disk(
             runtime.stop()
     await store.close()
     assert filling.before is not None
-    assert [entry for entry in logs if entry["event"].startswith("no space left for the store")]
     assert not [entry for entry in logs if "crashed" in entry["event"]]
     rows = filling.rows()
     assert rows.outputs[: len(filling.before.outputs)] == filling.before.outputs

@@ -25,8 +25,9 @@ from meshforge_trio.store.sqlite import SQLiteEventStore
 from meshforge_trio.subjects import COMMANDS, EVENTS, FAILED, Scope
 
 SCOPE = Scope("default", "demo", "counter")
+#: A command that fails may fail more often than the network does, so that one of its NAKs meets the fault.
 ENGINE = EngineSettings(
-    batch=4, publish_burst=1, ack_wait_s=1.0, publish_timeout_s=0.5, retry=RetryPolicy(limit=3, delays_s=(0.05,))
+    batch=4, publish_burst=1, ack_wait_s=1.0, publish_timeout_s=1.0, retry=RetryPolicy(limit=12, delays_s=(0.05,))
 )
 #: Every action, and every kind of frame that a short run shows.
 RULES = (
@@ -58,7 +59,7 @@ async def test_a_runtime_comes_through_every_fault(
             for spec in stream_specs(ENGINE):
                 await direct.declare(spec)
             await JetStreamCommandRouter(direct).send([*adds[:15], explode, *adds[15:]])
-            options = ConnectOptions(urls=(proxy.url,), probe_s=0.3)
+            options = ConnectOptions(urls=(proxy.url,), probe_s=1.0)
             runtime = Runtime(
                 counter_only, Settings(engine=ENGINE), store, lambda: open_broker(options, pull_batch=ENGINE.batch)
             )

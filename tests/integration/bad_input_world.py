@@ -12,8 +12,9 @@ import attrs
 import orjson
 import trio
 
-from chaos.evidence import Evidence, KeyRow, OutputRow, collect
+from chaos.evidence import Evidence, load_image, save_image
 from chaos.observer import Observer
+from chaos.rows import KeyRow, OutputRow
 from chaos.workload import command
 from meshforge_trio.agent import Agent, Context, Event, Reply, Send
 from meshforge_trio.broker.bridge import Connection
@@ -135,9 +136,10 @@ class World:
 
     async def put(self, subject: bytes, body: bytes, *, reply: bytes = b"", stored: int = 1) -> None:
         """Publish as any client could, past every check of ours, and wait until the command stream has taken it."""
-        before = (await self.observer.broker.stream_facts(COMMANDS)).last_seq
+        broker = await self.observer.broker()
+        before = (await broker.stream_facts(COMMANDS)).last_seq
         self.connection.write(b"PUB %b %b %d\r\n%b\r\n" % (subject, reply, len(body), body))
-        while (await self.observer.broker.stream_facts(COMMANDS)).last_seq < before + stored:
+        while (await broker.stream_facts(COMMANDS)).last_seq < before + stored:
             await trio.lowlevel.checkpoint()
 
     async def end(self, next_scope: Scope = SCOPE) -> Evidence:
@@ -145,7 +147,9 @@ class World:
         valid = command(next_scope, "add", 900, {"amount": 5}, entity_id="a")
         await self.put(command_subject(next_scope, "add").encode(), encode(valid))
         await self.observer.drained()
-        evidence = await collect(self.observer.broker, self.store, [], final=True)
+        image = self.store.with_name("image-1")
+        await save_image(await self.observer.broker(), self.store, image, final=True)
+        evidence = load_image(image)
         assert not evidence.commands, "something stays in the command stream"
         assert [key.outcome for key in evidence.rows.keys if key.key == "k900"] == ["decided"]
         assert any(orjson.loads(event.body)["id"] == "c900_added" for event in evidence.events)
@@ -191,7 +195,7 @@ def answer(evidence: Evidence) -> tuple[OutputRow, JsonObject]:
 def assert_dead(evidence: Evidence, subject: str, body: bytes, code: str, field: str | None) -> JsonObject:
     """Set aside with the whole original, in the store and in the stream, and told."""
     assert only_key(evidence).outcome == "dead"
-    assert [(key, kept) for _, key, kept in evidence.rows.dead] == [(only_key(evidence).key, body)]
+    assert [(letter.key, letter.body) for letter in evidence.rows.dead] == [(only_key(evidence).key, body)]
     (failed,) = evidence.failed
     letter: JsonObject = orjson.loads(failed.body)
     assert (failed.subject, letter["code"], letter["field"]) == (subject, code, field)

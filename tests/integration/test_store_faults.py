@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import apsw
-import trio
+from pathlib import Path
 
-from chaos.observer import open_observer
-from chaos.world import ProcessWorld, Zygote
+import apsw
+
+from chaos.zygote import Zygote
 from meshforge_trio.server import PrivateServer
 
-from .rules_world import ALONE, adds, assert_holds, evidence_of, logged
+from .rules_world import ALONE, adds, logged, open_world
 
 
-async def test_a_locked_store_is_waited_for(zygote: Zygote, nats_server: PrivateServer) -> None:
-    sent = adds(1, 3)
-    async with (
-        ProcessWorld(ALONE, server=nats_server, zygote=zygote) as world,
-        open_observer(nats_server.url) as observer,
-    ):
-        with trio.fail_after(60):
-            worker = await world.spawn()
-            await world.serving(worker)
-            assert await world.drain(worker) == 0
-            await observer.send(sent)
-            other = apsw.Connection(str(world.store))
-            other.execute("BEGIN EXCLUSIVE")
-            successor = await world.spawn()
-            await logged(world, 2, "the store cannot be opened yet")
-            other.close()
-            await world.serving(successor)
-            await observer.drained()
-            assert await world.drain(successor) == 0
-            assert_holds(await evidence_of(world, sent, observer))
+async def test_a_locked_store_is_waited_for(zygote: Zygote, nats_server: PrivateServer, tmp_path: Path) -> None:
+    async with open_world(tmp_path, nats_server, zygote, ALONE) as stage:
+        world = stage.world
+        assert await world.drain(await stage.served()) == 0
+        other = apsw.Connection(str(world.store))
+        other.execute("BEGIN EXCLUSIVE")
+        successor = await world.spawn()
+        await logged(successor, "the store cannot be opened yet")
+        other.close()
+        await stage.decided(adds(1, 3))
+        assert await world.drain(successor) == 0
+        await stage.end()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 import trio
@@ -27,7 +27,7 @@ class _Consumer:
 class _LosingSession:
     """A session whose lease is over by the time it pulls."""
 
-    consumers = {"COMMANDS": _Consumer()}
+    consumers: ClassVar = {"COMMANDS": _Consumer()}
 
     def check_lease(self) -> None:
         raise Fenced("the lease ran out")

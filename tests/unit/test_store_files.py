@@ -13,6 +13,7 @@ import apsw
 import pytest
 import trio
 
+from chaos.faults.disk import FullDisk
 from meshforge_trio.errors import Misconfigured, StoreBroken, StoreFull
 from meshforge_trio.points import no_probe
 from meshforge_trio.store import schema
@@ -278,3 +279,18 @@ async def test_the_events_view_shows_scopes_names_and_text(tmp_path: Path) -> No
     assert [row[:7] for row in found] == [("acme", "main", "orders", None, None, "e", f"k{n}_e") for n in (1, 2)]
     assert found[0][7] == "x" * 700
     connection.close()
+
+
+async def test_a_store_closed_on_a_full_disk_is_taken_over_at_once(tmp_path: Path) -> None:
+    """Its term cannot be given up in the database then; the lock file that stays behind, unlocked, tells of its end."""
+    disk = FullDisk(tmp_path / "store.db")
+    try:
+        store = await SQLiteEventStore.open(tmp_path / "store.db", ttl_s=600)
+        assert await store.scope(SCOPE).take_lease("NATS1") is not None
+        disk.fill(60)
+        await store.close()
+    finally:
+        disk.unregister()
+    successor = await SQLiteEventStore.open(tmp_path / "store.db", ttl_s=600)
+    assert await successor.scope(SCOPE).take_lease("NATS1") is not None
+    await successor.close()

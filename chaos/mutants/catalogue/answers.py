@@ -41,6 +41,30 @@ MUTANTS: Final[Sequence[Mutant]] = (
         ),
     ),
     mutant(
+        "mismatch-ignored",
+        "R4",
+        "G1",
+        "Takes whatever comes under a known key for the same command, and ACKs another one unread.",
+        grounds.refusals,
+        Edit(
+            "meshforge_trio.decide",
+            "        if first != incoming.hash:\n            return self._mismatch(incoming)\n",
+            "",
+        ),
+    ),
+    mutant(
+        "answer-only-with-a-commit",
+        "R9",
+        "G1",
+        "Sends nothing for a turn that has nothing to commit, and forgets that a query commits nothing.",
+        grounds.questions_alone,
+        Edit(
+            _PROTOCOL,
+            "        session.broker.echo([*plan.echoes, *plan.answers])\n",
+            "        if plan.writes:\n            session.broker.echo([*plan.echoes, *plan.answers])\n",
+        ),
+    ),
+    mutant(
         "answer-stored",
         "R9",
         "G3",

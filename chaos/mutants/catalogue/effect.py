@@ -117,7 +117,7 @@ MUTANTS: Final[Sequence[Mutant]] = (
         "",
         "G2",
         "Names an effect by the id of its message instead of the key: whoever sends it again under a new id gets it "
-        "again. The answers still carry the client's key.",
+        "again. What it sends still bears the client's key.",
         grounds.sent_again,
         Edit(
             "meshforge_trio.intake",
@@ -126,9 +126,8 @@ MUTANTS: Final[Sequence[Mutant]] = (
         ),
         Edit(
             "meshforge_trio.drafts",
-            '        fields: JsonObject = {"id": event_id, **self._fixed, "name": name, "idempotency_key": cause.key}\n',
-            "        key = cause.key if cause.message is None else cause.message.idempotency_key\n"
-            '        fields: JsonObject = {"id": event_id, **self._fixed, "name": name, "idempotency_key": key}\n',
+            "        return Cause(incoming.key, stem, ts, trace, message, generation)\n",
+            "        return Cause(message.idempotency_key or incoming.key, stem, ts, trace, message, generation)\n",
         ),
     ),
 )

@@ -141,6 +141,18 @@ MUTANTS: Final[Sequence[Mutant]] = (
         ),
     ),
     mutant(
+        "held-and-acked",
+        "R8",
+        "G1",
+        "ACKs every command of its turn, also those that failed or wait behind one.",
+        grounds.held_back,
+        Edit(
+            _PLAN,
+            "        plan.settlements.append(Settlement(incoming.delivery, verdict.wait_s))\n",
+            "        plan.settlements.append(Settlement(incoming.delivery, None))\n",
+        ),
+    ),
+    mutant(
         "hold-in-memory",
         "R8",
         "G11",
@@ -148,8 +160,8 @@ MUTANTS: Final[Sequence[Mutant]] = (
         grounds.killed_holding,
         Edit(
             _ENGINE,
-            "            waiting=Waiting(await self._rows.attempts(), settings.retry, settings.max_ack_pending // 4),\n",
-            "            waiting=Waiting((), settings.retry, settings.max_ack_pending // 4),\n",
+            "            waiting=Waiting(await self._rows.attempts(), ",
+            "            waiting=Waiting((), ",
         ),
     ),
     mutant(

@@ -32,7 +32,10 @@ __all__ = [
     "killed_in_store",
     "lost_puback",
     "lost_publish",
+    "neighbours",
     "questions",
+    "questions_alone",
+    "refusals",
     "replayed",
     "sent_again",
     "set_aside_beyond_the_window",
@@ -43,11 +46,12 @@ __all__ = [
 
 _ALONE: Final = "chaos.agents:counter_only"
 _OTHER: Final = Scope("other", "demo", "counter")
+_BOTH: Final = ("default/demo", "other/demo")
 #: How long the streams remember a Msg-Id where that matters, and a downtime well beyond it. Seconds.
 _WINDOW_S: Final = 1.0
 _BEYOND_S: Final = 2.0
 #: For a run that a bug keeps from ending.
-_DEADLINE_S: Final = 8.0
+_DEADLINE_S: Final = 6.0
 
 
 def _adds(first: int, last: int, entity: str = "a", *, scope: Scope = SCOPE, phase: str = "main") -> Sequence[Sent]:
@@ -61,11 +65,13 @@ def _poison(number: int, entity: str, action: str = "explode") -> Sent:
     return Sent(command(SCOPE, action, number, entity_id=entity), expect=("dead",))
 
 
-def _query(number: int, entity: str = "a", *, phase: str = "main") -> Sent:
-    return Sent(command(SCOPE, "get", number, entity_id=entity, idempotency_key=None), query=True, phase=phase)
+def _query(number: int) -> Sent:
+    return Sent(command(SCOPE, "get", number, entity_id="a", idempotency_key=None), query=True)
 
 
-def _case(name: str, sent: Sequence[Sent], plan: str = "", *, app: str = _ALONE, mortal: bool = False, **more: Any) -> Case:
+def _case(
+    name: str, sent: Sequence[Sent], plan: str = "", *, app: str = _ALONE, mortal: bool = False, **more: Any
+) -> Case:
     """One command a turn, unless said otherwise, so that the hits of a point count commands."""
     engine = {"batch": 1, **more.pop("engine", {})}
     afterwards = _adds(90, 90, phase="after")
@@ -85,7 +91,7 @@ def _case(name: str, sent: Sequence[Sent], plan: str = "", *, app: str = _ALONE,
 
 def killed_before_store() -> Case:
     """A kill when the first command is decided and nothing of it is committed."""
-    return _case("killed-before-store", _adds(1, 3), "worker#1:before_store@1=kill", engine={"ack_wait_s": 1.0})
+    return _case("killed-before-store", _adds(1, 8), "worker#1:before_store@1=kill", engine={"ack_wait_s": 1.0})
 
 
 def killed_in_store() -> Case:
@@ -119,7 +125,7 @@ def sent_again() -> Case:
 
 def down_beyond_the_window() -> Case:
     """Published, killed before the ACK and the mark, and started again when the stream has forgotten the Msg-Id."""
-    plan = f"worker#1:after_publish@1=kill({_BEYOND_S:g})"
+    plan = f"worker#1:in_publish@1=kill({_BEYOND_S:g})"
     return _case("down-beyond-the-window", _adds(1, 3), plan, engine={"duplicate_window_s": _WINDOW_S})
 
 
@@ -128,7 +134,7 @@ def set_aside_beyond_the_window() -> Case:
     return _case(
         "set-aside-beyond-the-window",
         [_poison(1, "a"), *_adds(2, 3, "b")],
-        f"worker#1:after_publish@1=kill({_BEYOND_S:g})",
+        f"worker#1:in_publish@1=kill({_BEYOND_S:g})",
         engine={"duplicate_window_s": _WINDOW_S},
         retry={"limit": 2},
         limit=2,
@@ -147,7 +153,8 @@ def lost_puback() -> Case:
 
 def lost_publish() -> Case:
     """An event that never reaches the server, while the next command is being committed."""
-    return _case("lost-publish", _adds(1, 3), "proxy:publish@1=swallow", engine={"publish_timeout_s": 1.0})
+    sent = [*_adds(1, 1, "a"), *_adds(2, 2, "b"), *_adds(3, 3, "c")]
+    return _case("lost-publish", sent, "proxy:publish@1=swallow", engine={"publish_timeout_s": 1.0})
 
 
 # -- another server, another process -------------------------------------------------------------------------------
@@ -170,6 +177,7 @@ def stopped_before_publish() -> Case:
         _adds(1, 3),
         f"worker#1:before_publish@1=stop; worker#2:received@1=stop({_BEYOND_S:g})",
         engine={"duplicate_window_s": _WINDOW_S},
+        deadline_s=15.0,
     )
 
 
@@ -219,9 +227,18 @@ def full_disk() -> Case:
 
 
 def questions() -> Case:
-    """Queries behind a command that is decided and then lost with its process, and decided again."""
-    sent = [*_adds(1, 1), _query(2), *_adds(3, 3), _query(4, phase="after")]
-    return _case("questions", sent, "worker#1:before_store@1=kill", engine={"batch": 64})
+    """Queries between commands that are decided in the same turn and lost with their process.
+
+    The stop lets everything arrive, so that the third turn is a full one.
+    """
+    sent = [each for n in range(1, 17, 2) for each in (*_adds(n, n), _query(n + 1))]
+    plan = "worker#1:received@1=stop(0.2); worker#1:before_store@3=kill"
+    return _case("questions", sent, plan, engine={"batch": 4})
+
+
+def questions_alone() -> Case:
+    """Queries that have a turn to themselves. No fault."""
+    return _case("questions-alone", [*_adds(1, 1), _query(2), *_adds(3, 3), _query(4)])
 
 
 def replayed() -> Case:
@@ -235,6 +252,23 @@ def together() -> Case:
     return _case("together", _adds(1, 40), engine={"batch": 64})
 
 
+def refusals() -> Case:
+    """No fault: a key used again for something else, and a version that is out of date."""
+    sent = [
+        *_adds(1, 1),
+        Sent(command(SCOPE, "add", 2, {"amount": 99}, entity_id="a", idempotency_key="k1"), expect=("refused",)),
+        Sent(command(SCOPE, "add", 3, {"amount": 3}, entity_id="a", expected_version=0), expect=("conflict",)),
+        *_adds(4, 5),
+    ]
+    return _case("refusals", sent)
+
+
+def neighbours() -> Case:
+    """No fault: two tenants, each with an agent that listens to the other agent of its own workspace."""
+    sent = [*_adds(1, 3), *_adds(11, 13, scope=_OTHER)]
+    return _case("neighbours", sent, app="chaos.agents:app", workspaces=_BOTH)
+
+
 def identical_tenants() -> Case:
     """No fault: two tenants with the same ids, keys and entities, and a trespasser in each."""
     sent = [
@@ -245,4 +279,4 @@ def identical_tenants() -> Case:
         *_adds(6, 6),
         *_adds(6, 6, scope=_OTHER),
     ]
-    return _case("identical-tenants", sent, workspaces=("default/demo", "other/demo"))
+    return _case("identical-tenants", sent, workspaces=_BOTH)

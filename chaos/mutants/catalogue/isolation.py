@@ -22,15 +22,30 @@ MUTANTS: Final[Sequence[Mutant]] = (
         grounds.identical_tenants,
         Edit(
             _ROWS,
-            '    for row in select_in(connection, f"SELECT {_KEY} FROM keys WHERE scope = ? AND key IN", number, names):\n'
+            'f"SELECT {_KEY} FROM keys WHERE scope = ? AND key IN"',
+            'f"SELECT {_KEY}, scope FROM keys WHERE ? AND key IN"',
+        ),
+        Edit(
+            _ROWS,
             "        key, payload_hash, outcome, first_n, last_n, generation = row\n",
-            '    for row in select_in(connection, f"SELECT {_KEY}, scope FROM keys WHERE ? AND key IN", number, names):\n'
             "        key, payload_hash, outcome, first_n, last_n, generation, found_in = row\n",
         ),
         Edit(
             _ROWS,
             "        records[key] = (record, _outputs_between(connection, number, first_n, last_n))\n",
             "        records[key] = (record, _outputs_between(connection, found_in, first_n, last_n))\n",
+        ),
+    ),
+    mutant(
+        "subscribed-across-tenants",
+        "",
+        "G9",
+        "Subscribes to the events of an agent by its name alone, and hears those of every tenant.",
+        grounds.neighbours,
+        Edit(
+            "meshforge_trio.engine",
+            "                    event_subject(Scope(self.scope.tenant, self.scope.workspace, s.agent), s.name)\n",
+            '                    event_subject(Scope("*", "*", s.agent), s.name)\n',
         ),
     ),
     mutant(

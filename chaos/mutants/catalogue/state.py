@@ -12,6 +12,7 @@ from chaos.mutants.patch import Edit
 __all__ = ["MUTANTS"]
 
 _AGENTS: Final = "chaos.agents"
+_DECIDE: Final = "meshforge_trio.decide"
 _ENGINE: Final = "meshforge_trio.engine"
 _SESSION: Final = "meshforge_trio.session"
 
@@ -60,6 +61,29 @@ MUTANTS: Final[Sequence[Mutant]] = (
         grounds.full_disk,
         *_CACHE_KEPT,
         Edit(_SESSION, "        self.cache.clear()\n", "        self._entities = None\n"),
+    ),
+    mutant(
+        "conflict-raises-the-version",
+        "",
+        "G6",
+        "Puts a conflict into the entity's chain, so that being refused makes the next one outdated too.",
+        grounds.refusals,
+        Edit(
+            _DECIDE,
+            'cause, "conflict", payload, entity_id=command.entity_id, kind="record")\n',
+            "\n"
+            '            cause, "conflict", payload, entity_id=command.entity_id, version=version, chain=entity.chain\n'
+            "        )\n"
+            "        assert draft.chain is not None\n"
+            "        raised = attrs.evolve(entity, version=version, chain=draft.chain)\n"
+            "        self._entities.advance(command.entity_id, raised)\n",
+        ),
+        Edit(
+            _DECIDE,
+            '            "reason": "optimistic locking failure: version mismatch",\n        }\n',
+            '            "reason": "optimistic locking failure: version mismatch",\n        }\n'
+            "        version = entity.version + 1\n",
+        ),
     ),
     mutant(
         "clock-in-apply",

@@ -1,6 +1,8 @@
 // Time as it is drawn. What happens lies within milliseconds and waits take a second, so every wait longer than a
 // threshold gets the width of that threshold. Positions ("u") are milliseconds without the cut parts.
 
+const CUTS_MAX = 64;
+
 function makeScale(times, end) {
   const moments = [...new Set([0, ...times, end])].sort((a, b) => a - b);
   const threshold = idleThreshold(moments);
@@ -49,22 +51,22 @@ function makeScale(times, end) {
   };
 }
 
-// The longest threshold with which all that is idle takes no more than a third as much room as what is not.
+// The shortest threshold that cuts no more than so many waits, and with which these take no more room than the rest.
 function idleThreshold(moments) {
   const gaps = [];
   for (let i = 1; i < moments.length; i++) gaps.push(moments[i] - moments[i - 1]);
   gaps.sort((a, b) => a - b);
-  let busy = gaps.reduce((sum, gap) => sum + gap, 0);
-  for (let i = gaps.length - 1; i >= 0; i--) {
-    busy -= gaps[i];
-    const threshold = i > 0 ? gaps[i - 1] : 0;
-    if ((gaps.length - i) * threshold <= busy / 3) return Math.max(threshold, gaps[gaps.length - 1] / 1e4, 0.001);
+  let busy = 0;
+  for (let i = 0; i < gaps.length; i++) {
+    const cut = gaps.length - 1 - i;
+    busy += gaps[i];
+    if (cut <= CUTS_MAX && cut * gaps[i] <= busy) return gaps[i];
   }
-  return Math.max(gaps[gaps.length - 1] || 1, 0.001);
+  return 1;
 }
 
-// Round times for ticks, at least `room` pixels apart within one piece.
-function ticksOf(piece, from, to, pixels, room) {
+// Round times for ticks, at least `room` pixels apart.
+function ticksOf(from, to, pixels, room) {
   const span = to - from;
   if (!(span > 0) || pixels < room * 0.6) return [];
   const raw = (span * room) / pixels;

@@ -20,6 +20,8 @@ const GLYPHS = {
   up: "M-5.5 4H5.5L0-5Z",
   spawn: "M-1.5-6H1.5V6H-1.5Z",
   exit: "M-1.5-6H1.5V6H-1.5Z",
+  listening: "M2.5-5H-1.5V5H2.5",
+  deaf: "M-2.5-5H1.5V5H-2.5",
   image: "M-6-5.5H3L6-2.5V5.5H-6ZM3-5.5V-2.5H6",
   drained: "M-5 0L-1.5 3.8L5-4",
 };
@@ -29,14 +31,14 @@ const KINDS = [
   { id: "calls", name: "handler calls", glyphs: ["call", "decided"] },
   { id: "points", name: "points", glyphs: ["point"] },
   { id: "commits", name: "commits", glyphs: ["commit"] },
-  { id: "events", name: "events heard", glyphs: ["heard"] },
+  { id: "events", name: "events heard", glyphs: ["heard", "listening", "deaf"] },
   { id: "frames", name: "frames", glyphs: ["frame"] },
   { id: "faults", name: "faults", glyphs: ["fault", "healed", "down", "up"] },
   { id: "images", name: "images", glyphs: ["image", "drained"] },
 ];
 const KIND_OF = new Map(KINDS.flatMap((kind) => kind.glyphs.map((glyph) => [glyph, kind.id])));
 // These are there whatever the filter says: without them nothing can be understood.
-const WORLD = new Set(["fault", "healed", "down", "up", "spawn", "exit", "image", "drained"]);
+const WORLD = new Set(["fault", "healed", "down", "up", "spawn", "exit", "image", "drained", "listening", "deaf"]);
 const LANE = { client: [30, 24], broker: [30, 18], worker: [24, 22], store: [44, 18] };
 const AXIS = 44;
 const JOIN = 3;
@@ -59,10 +61,10 @@ function makeTimeline(box, overview, run, told) {
   const scale = makeScale(run.records.map((record) => record.t), run.end);
   const glyphs = run.records.map(glyphOf);
   const positions = run.records.map((record) => scale.toU(record.t));
-  const lanes = placeLanes(run.lanes);
+  const lanes = placeLanes(run.lanes, new Set(run.records.filter((record) => record.kind === "fault").map((record) => record.lane)));
   const height = lanes[lanes.length - 1].bottom + 6;
   const store = run.lanes.findIndex((lane) => lane.kind === "store");
-  const pad = scale.length * 0.012;
+  const pad = scale.length * 0.008;
   const whole = { u0: -pad, u1: scale.length + pad };
   const state = { view: { ...whole }, matches: null, hidden: new Set(), pinned: -1, hovered: -1, threads: [] };
   let width = 0, left = 0, drawn = [], queued = false, moving = 0;
@@ -97,8 +99,9 @@ function makeTimeline(box, overview, run, told) {
     return made;
   }
 
-  const x = (u) => left + ((u - state.view.u0) / (state.view.u1 - state.view.u0)) * (width - left);
-  const u = (px) => state.view.u0 + ((px - left) / (width - left)) * (state.view.u1 - state.view.u0);
+  const right = () => width - 14;
+  const x = (u) => left + ((u - state.view.u0) / (state.view.u1 - state.view.u0)) * (right() - left);
+  const u = (px) => state.view.u0 + ((px - left) / (right() - left)) * (state.view.u1 - state.view.u0);
   const y = (lane, track) => lanes[lane].top + lanes[lane].first + track * lanes[lane].step;
   const inView = (at) => at > left - 12 && at < width + 12;
 
@@ -147,35 +150,44 @@ function makeTimeline(box, overview, run, told) {
   }
 
   function drawAxis(back, front) {
-    let free = left - 40;
-    for (const piece of scale.pieces) {
-      const a = x(piece.u0), b = x(piece.u1);
-      if (b < left || a > width) continue;
-      const from = Math.max(a, left), to = Math.min(b, width);
-      if (piece.idle) {
-        back.push(element("rect", { class: "idle", x: from, y: AXIS - 8, width: Math.max(0, to - from), height: height - AXIS }));
+    let free = left - 24;
+    // Times that are not round are told as exactly as a few pixels show.
+    const fine = ((state.view.u1 - state.view.u0) / (right() - left)) * 12;
+    const label = (px, text) => {
+      if (px < free || px + text.length * 3.5 > width) return;
+      front.push(element("text", { class: "tick", x: px, y: 30 }, text));
+      free = px + Math.max(52, text.length * 7 + 14);
+    };
+    for (const run of runsOf(scale.pieces)) {
+      const a = x(run.u0), b = x(run.u1), from = Math.max(a, left), to = Math.min(b, right());
+      if (b < left || a > right()) continue;
+      if (run.idle) {
+        // A wait that is much longer than it is drawn is shown in the lanes as well.
+        if (run.to - run.from > 12 * (run.u1 - run.u0)) {
+          back.push(element("rect", { class: "idle", x: from, y: AXIS - 8, width: Math.max(0, to - from), height: height - AXIS }));
+        }
         front.push(element("path", { class: "zigzag", d: zigzag(from, to, AXIS - 8) }));
-        const text = durationText(piece.to - piece.from);
-        if (b - a > text.length * 5.6 + 4 && (a + b) / 2 > left && (a + b) / 2 < width) {
-          front.push(element("text", { class: "skipped", x: (a + b) / 2, y: 13 }, text));
+        const text = durationText(run.to - run.from), centre = (a + b) / 2;
+        if (b - a > text.length * 5.4 + 3 && centre > left && centre < right()) {
+          front.push(element("text", { class: "skipped", x: centre, y: 13 }, text));
         }
         continue;
       }
       front.push(element("path", { class: "base", d: `M${from} ${AXIS - 8}H${to}` }));
-      const at = (px) => piece.from + ((px - a) / (b - a)) * (piece.to - piece.from);
-      for (const tick of ticksOf(piece, at(from), at(to), to - from, 64)) {
+      const at = (px) => run.from + ((px - a) / (b - a)) * (run.to - run.from);
+      const ticks = ticksOf(at(from), at(to), to - from, 64);
+      for (const tick of ticks) {
         const px = x(scale.toU(tick.t));
         back.push(element("path", { class: "grid", d: `M${px} ${AXIS - 8}V${height}` }));
-        if (px - free > 46) {
-          const text = element("text", { class: "tick", x: px, y: 30 }, tickText(tick.t, tick.step));
-          front.push(text);
-          free = px;
-        }
+        label(px, tickText(tick.t, tick.step));
       }
+      // Where no round time has room, the time at which the stretch begins says where one is.
+      if (!ticks.length && a >= left && a > free + 30) label(a, tickText(run.from, fine));
     }
   }
 
   function zigzag(from, to, at) {
+    if (to - from < 6) return `M${from} ${at}H${to}`;
     let path = `M${from} ${at}`;
     const steps = Math.max(1, Math.round((to - from) / 4));
     for (let i = 1; i <= steps; i++) {
@@ -201,7 +213,7 @@ function makeTimeline(box, overview, run, told) {
           class: `span ${span.what}`, "data-span": span.what, x: from, width: Math.max(2, to - from),
           y: at.top + 4, height: at.bottom - at.top - 8,
         }));
-        if (to - from > 44) plot.push(element("text", { class: "spanned", x: from + 5, y: at.bottom - 8 }, span.what));
+        if (to - from > 44 && span.named) plot.push(element("text", { class: "spanned", x: from + 5, y: at.bottom - 8 }, span.what));
       }
     });
   }
@@ -313,7 +325,7 @@ function makeTimeline(box, overview, run, told) {
     overview.height = Math.round(h * ratio);
     const pen = overview.getContext("2d");
     pen.scale(ratio, ratio);
-    const at = (position) => left + ((position - whole.u0) / (whole.u1 - whole.u0)) * (w - left);
+    const at = (position) => left + ((position - whole.u0) / (whole.u1 - whole.u0)) * (w - 14 - left);
     const columns = new Map();
     positions.forEach((position, i) => {
       const column = `${Math.round(at(position) / 2) * 2} ${matched(i) ? 1 : 0}`;
@@ -330,6 +342,7 @@ function makeTimeline(box, overview, run, told) {
       pen.fillStyle = colour("--fault");
       pen.fillRect(at(positions[i]) - 1, 1, 2, h - 3);
     });
+    if (state.view.u1 - state.view.u0 > (whole.u1 - whole.u0) * 0.999) return;
     const a = at(state.view.u0), b = at(state.view.u1);
     pen.fillStyle = colour("--veil");
     pen.fillRect(left, 0, Math.max(0, a - left), h);
@@ -408,7 +421,7 @@ function makeTimeline(box, overview, run, told) {
     }
     if (!drag.moved) return;
     moving++;
-    const by = (away / (width - left)) * (drag.view.u1 - drag.view.u0);
+    const by = (away / (right() - left)) * (drag.view.u1 - drag.view.u0);
     show(drag.view.u0 - by, drag.view.u1 - by);
   });
   window.addEventListener("pointerup", (event) => {
@@ -436,14 +449,14 @@ function makeTimeline(box, overview, run, told) {
       zoom(Math.exp(Math.max(-60, Math.min(60, event.deltaY)) * 0.008), u(pointAt(event)[0]), false);
     } else if (event.shiftKey || Math.abs(event.deltaX) > Math.abs(event.deltaY)) {
       event.preventDefault();
-      const by = ((event.deltaX || event.deltaY) / (width - left)) * (state.view.u1 - state.view.u0);
+      const by = ((event.deltaX || event.deltaY) / (right() - left)) * (state.view.u1 - state.view.u0);
       show(state.view.u0 + by, state.view.u1 + by);
     }
   }, { passive: false });
   let scrub = false;
   const scrubTo = (event) => {
     const edges = overview.getBoundingClientRect();
-    const part = (event.clientX - edges.left - left) / (edges.width - left);
+    const part = (event.clientX - edges.left - left) / (edges.width - 14 - left);
     const at = whole.u0 + part * (whole.u1 - whole.u0), half = (state.view.u1 - state.view.u0) / 2;
     show(at - half, at + half);
   };
@@ -471,13 +484,25 @@ function makeTimeline(box, overview, run, told) {
   };
 }
 
-function placeLanes(lanes) {
+// Waits that follow each other are drawn as one.
+function runsOf(pieces) {
+  const runs = [];
+  for (const piece of pieces) {
+    const last = runs[runs.length - 1];
+    if (last && last.idle && piece.idle) Object.assign(last, { to: piece.to, u1: piece.u1 });
+    else runs.push({ ...piece });
+  }
+  return runs;
+}
+
+// Below a lane with faults there is room for their rules.
+function placeLanes(lanes, faulty) {
   let top = AXIS;
-  return lanes.map((lane) => {
+  return lanes.map((lane, n) => {
     const [base, step] = LANE[lane.kind];
     const least = lane.kind === "worker" ? 46 : base;
-    const tall = Math.max(least, base + (lane.tracks - 1) * step + (lane.kind === "worker" ? 20 : 4));
-    const placed = { top, bottom: top + tall, first: base / 2 + (lane.kind === "worker" ? 2 : 2), step };
+    const tall = Math.max(least, base + (lane.tracks - 1) * step + (lane.kind === "worker" || faulty.has(n) ? 20 : 4));
+    const placed = { top, bottom: top + tall, first: base / 2 + 2, step };
     top += tall + 4;
     return placed;
   });
