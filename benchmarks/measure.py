@@ -186,7 +186,7 @@ async def recovery_s(server: PrivateServer, store: Path) -> float:
             heard.set()
 
     async with (
-        open_observer(server.url, hear) as observer,
+        open_observer(server.url, hear=hear) as observer,
         open_client(server.url, tenant=SCOPE.tenant, workspace=SCOPE.workspace, principal=USER) as client,
     ):
         with trio.fail_after(120):

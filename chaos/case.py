@@ -42,6 +42,8 @@ __all__ = ["RUN_VERSION", "Case", "play"]
 #: Of `run.json`.
 RUN_VERSION: Final = 1
 _WORKERS_MAX: Final = 12
+#: Longer than any worker is stopped.
+_STOPPED_S: Final = 120.0
 
 
 @attrs.frozen
@@ -164,6 +166,12 @@ async def play(case: Case, server: PrivateServer, zygote: Zygote, home: Path) ->
         history.close()
 
 
+def _patience(plan: Plan) -> Mapping[str, Any]:
+    """To the watchdog a process that was stopped looks like one whose handler never returns."""
+    stops = any(rule.action == "stop" for rule in plan.rules)
+    return {"handler_limit_s": _STOPPED_S} if stops else {}
+
+
 def _world(case: Case, url: str, zygote: Zygote, home: Path) -> ProcessWorld:
     return ProcessWorld(
         case.app,
@@ -173,7 +181,7 @@ def _world(case: Case, url: str, zygote: Zygote, home: Path) -> ProcessWorld:
         scopes=len(load_app(case.app).scopes(case.workspaces)),
         plan=case.plan,
         engine=case.engine,
-        retry={"limit": case.limit or 3, **case.retry},
+        retry={"limit": case.limit or 3, **_patience(case.plan), **case.retry},
         workspaces=case.workspaces,
         lease_ttl_s=case.lease_ttl_s,
     )

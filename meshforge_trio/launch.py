@@ -37,9 +37,13 @@ from meshforge_trio.runtime import (
 )
 from meshforge_trio.store.sqlite import SQLiteEventStore
 
-__all__ = ["adapter_of", "connect_options", "load_app", "run_app", "serve"]
+__all__ = ["adapter_of", "connect_options", "load_app", "pull_expires_s", "run_app", "serve"]
 
 _ATTRIBUTE: Final = "app"
+_PULL_EXPIRES_S_MAX: Final = 10.0
+_PULL_EXPIRES_S_MIN: Final = 0.2
+#: A lease is renewed every quarter of its term, so at least three quarters are left when a pull is made.
+_PULL_SHARE_OF_LEASE: Final = 0.6
 
 
 def run_app(app_spec: str, settings: Settings, *, probe: Probe = no_probe, worker: int = 0, workers: int = 1) -> int:
@@ -124,9 +128,17 @@ def _dial(settings: Settings) -> Callable[[], AbstractAsyncContextManager[Broker
     options = connect_options(settings)
 
     def dial() -> AbstractAsyncContextManager[Broker]:
-        return open_broker(options, pull_batch=settings.engine.batch)
+        return open_broker(options, pull_batch=settings.engine.batch, pull_expires_s=pull_expires_s(settings))
 
     return dial
+
+
+def pull_expires_s(settings: Settings) -> float:
+    """How long the server keeps a pull request: not longer than the lease under which it was made.
+
+    What a suspended process has asked for would else go on to swallow deliveries after a successor took over.
+    """
+    return min(_PULL_EXPIRES_S_MAX, max(_PULL_EXPIRES_S_MIN, settings.lease_ttl_s * _PULL_SHARE_OF_LEASE))
 
 
 def connect_options(settings: Settings) -> ConnectOptions:

@@ -12,8 +12,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import attrs
 import click
@@ -23,15 +25,22 @@ from rich.progress import Progress
 from rich.table import Table
 
 from chaos.checkers import judge
-from chaos.evidence import Evidence, Sent, collect
+from chaos.evidence import Evidence, Sent, load_image, save_image
+from chaos.history import VERSION, History, read_history
 from chaos.observer import Observer, open_observer
 from chaos.plan import parse_plan
-from chaos.world import ProcessWorld, Worker, WorldError, open_zygote
+from chaos.scenario import Scenario
+from chaos.sweep import Fixed
+from chaos.workload import Workload
+from chaos.world import ProcessWorld, Worker, WorldError
+from chaos.zygote import open_zygote
 from meshforge_trio.broker.bridge import open_loop
 from meshforge_trio.client import MeshClient, open_client
 from meshforge_trio.envelope import SecurityContext, encode
 from meshforge_trio.ids import uuid7
+from meshforge_trio.launch import load_app
 from meshforge_trio.server import PrivateServer
+from meshforge_trio.subjects import Scope
 from meshforge_trio.telemetry import set_up_logging
 
 APP = "scenarios.shop:app"
@@ -41,6 +50,33 @@ PLAN = (
 )
 USER = SecurityContext("alice", "user")
 ENGINE = {"batch": 16, "publish_burst": 0, "ack_wait_s": 30.0}
+
+
+def small(seed: int) -> Sequence[Sent]:
+    """Few orders with their lines, one that exists already, and stock."""
+    commands = Workload()
+    first = commands.send("order", "create", {"customer": "Ada"}, entity="order-0", expect=["decided"])
+    for i in range(1, 8):
+        commands.send("order", "create", {"customer": f"customer {seed + i}"}, entity=f"order-{i}", expect=["decided"])
+    commands.send("order", "create", {"customer": "Bob"}, entity="order-0", expect=["refused"])
+    for i in range(48):
+        line = {"sku": f"sku-{i}", "price": i}
+        commands.send("order", "add_line", line, entity=f"order-{i % 8}", expect=["decided"])
+    commands.send("inventory", "create", {"sku": "lamp", "stock": 12}, entity="lamp", expect=["decided"])
+    commands.again(first, phase="after")
+    commands.send("order", "add_line", {"sku": "last", "price": 1}, entity="order-0", expect=["decided"], phase="after")
+    return commands
+
+
+#: The same four deaths, smaller, for `meshforge-chaos run order_flow` and the gate.
+SCENARIO = Scenario(
+    "order-flow",
+    __doc__,
+    APP,
+    small,
+    searches=[Fixed([PLAN.replace("@20", "@2").replace("@60", "@2")], batches=(4,))],
+    claims=("G1", "G2", "G3", "G4", "G5", "G6", "G7", "G8", "G12", "G13"),
+)
 
 
 @attrs.define(eq=False)
@@ -85,7 +121,9 @@ async def conversation(client: MeshClient, console: Console) -> list[Sent]:
     console.print(f"  create lamp, stock 12 → {put.name}, version {put.payload['entity_version']}")
     order = client.command("order", "create", payload, entity_id="order-ada", idempotency_key=key)
     lamp = client.command("inventory", "create", stock, entity_id="lamp", idempotency_key=stock_key)
-    return [Sent(order), Sent(order), Sent(lamp)]
+    # Their events say under which ids they were sent.
+    first = attrs.evolve(order, id=str(created.causation_id))
+    return [Sent(first), Sent(order), Sent(attrs.evolve(lamp, id=str(put.causation_id)))]
 
 
 def stream_of(client: MeshClient, commands: int, entities: int) -> list[Sent]:
@@ -105,9 +143,9 @@ async def keep_a_worker(world: ProcessWorld, observer: Observer, run: Run, conso
     """Replace each worker that dies of its plan; whoever else ends is a fault of the run."""
     while True:
         worker = world.workers[-1]
-        await worker.ended.wait()
+        await world.ended(worker)
         if not worker.killed:
-            raise WorldError(f"worker#{worker.number} ended with {worker.status}\n{world.tail(worker)}")
+            raise WorldError(f"{worker.name} ended with {worker.status}\n{worker.tail()}")
         died_at = time.perf_counter()
         # What the dead worker published is not its successor's work.
         await observer.caught_up()
@@ -128,7 +166,7 @@ async def wait_decided(run: Run, total: int, console: Console, timeout_s: float)
         raise WorldError(f"{run.decided} of {total} commands were decided within {timeout_s:g} s")
 
 
-def rebuilt(world: ProcessWorld) -> dict[str, str]:
+def rebuilt(world: ProcessWorld) -> dict[Scope, str]:
     """`state_hash` of each scope, rebuilt from the store in a fresh process."""
     done = subprocess.run(
         [sys.executable, "-m", "meshforge_trio", "hash", "--app", APP, "--store", str(world.store), "--json"],
@@ -139,18 +177,23 @@ def rebuilt(world: ProcessWorld) -> dict[str, str]:
     )
     if done.returncode:
         raise WorldError(f"meshforge hash failed ({done.returncode}): {done.stderr}")
-    return {row["scope"]: row["state_hash"] for row in map(json.loads, done.stdout.splitlines())}
+    return {Scope(*row["scope"].split("/")): row["state_hash"] for row in map(json.loads, done.stdout.splitlines())}
 
 
-async def scenario(commands: int, entities: int, console: Console) -> tuple[Evidence, Run, Sequence[str]]:
-    """Run everything; return what was left and seen, and the rules that fired."""
+async def scenario(commands: int, entities: int, home: Path, console: Console) -> tuple[Evidence, Run, Sequence[str]]:
+    """Run everything in the directory `home`; return what was left and seen, and the rules that fired."""
     run = Run()
     plan = parse_plan(PLAN)
+    scopes = len(load_app(APP).scopes(["default/demo"]))
+    history = History.open(home / "history.jsonl", "harness")
+    history.write("header", version=VERSION, scenario="order-flow", plan=PLAN, app=APP)
     async with open_loop(), open_zygote() as zygote:
         with PrivateServer() as server:
             async with (
-                ProcessWorld(APP, server=server, zygote=zygote, plan=plan, engine=ENGINE) as world,
-                open_observer(server.url, hear=run.hear) as observer,
+                ProcessWorld(
+                    APP, url=server.url, zygote=zygote, home=home, scopes=scopes, plan=plan, engine=ENGINE
+                ) as world,
+                open_observer(server.url, history=history.of("client"), hear=run.hear) as observer,
                 open_client(server.url, tenant="default", workspace="demo", principal=USER) as client,
             ):
                 worker = await world.spawn()
@@ -165,25 +208,26 @@ async def scenario(commands: int, entities: int, console: Console) -> tuple[Evid
                     await wait_decided(run, total, console, 60.0)
                     nursery.cancel_scope.cancel()
                 await finish(world, world.workers[-1])
-                evidence = await collect(
-                    observer.broker,
-                    world.store,
-                    [*sent, *stream],
-                    final=True,
-                    received=tuple(observer.received),
-                    kills=len(world.fired()),
-                )
+                history.write("drained")
+                await observer.caught_up()
+                await save_image(await observer.broker(), world.store, home / "image", final=True)
                 fresh = await trio.to_thread.run_sync(rebuilt, world)
-                live = evidence.rows.state_hashes
-                hashes = {str(scope): (value, fresh.get(str(scope), "missing")) for scope, value in live.items()}
-                return attrs.evolve(evidence, state_hashes=hashes), run, world.fired()
+                fired = world.fired()
+    history.close()
+    evidence = load_image(
+        home / "image",
+        sent=[*sent, *stream],
+        history=read_history(home / "history.jsonl"),
+        rebuilt={scope: [value] for scope, value in fresh.items()},
+    )
+    return evidence, run, fired
 
 
 async def finish(world: ProcessWorld, worker: Worker) -> None:
     """The last worker drains; what it had in memory goes into `state_hash`."""
     status = await world.drain(worker)
     if status != 0:
-        raise WorldError(f"worker#{worker.number} drained with exit code {status}\n{world.tail(worker)}")
+        raise WorldError(f"{worker.name} drained with exit code {status}\n{worker.tail()}")
 
 
 def report(evidence: Evidence, run: Run, fired: Sequence[str], console: Console) -> bool:
@@ -191,7 +235,7 @@ def report(evidence: Evidence, run: Run, fired: Sequence[str], console: Console)
     keys = {sent.key for sent in evidence.sent}
     decided = {row.key for row in evidence.rows.keys} & keys
     judgements = judge(evidence)
-    broken = [judgement for judgement in judgements if judgement.findings]
+    broken = [judgement for judgement in judgements if not judgement.holds]
     copies = len(evidence.events) - len({message.msg_id for message in evidence.events})
     table = Table(title="What is left", show_header=False)
     table.add_row("commands sent", f"{len(evidence.sent)} ({len(keys)} keys)")
@@ -203,9 +247,12 @@ def report(evidence: Evidence, run: Run, fired: Sequence[str], console: Console)
     for rule in fired:
         table.add_row("killed", rule)
     table.add_row("from kill to next outcome", ", ".join(f"{seconds:.2f} s" for seconds in run.recovery_s))
-    for scope, (live, fresh) in evidence.state_hashes.items():
+    for scope, (_, live) in evidence.rows.state_hashes.items():
+        fresh = evidence.rebuilt.get(scope, ["missing"])[0]
         table.add_row(f"state_hash {scope}", f"live     {live[:32]}\nreplayed {fresh[:32]}")
-    table.add_row("guarantees", ", ".join(f"{j.id} {'broken' if j.findings else 'holds'}" for j in judgements))
+    table.add_row(
+        "guarantees", ", ".join(f"{j.id} {'holds' if j.holds else 'broken'}" for j in judgements if j.examined)
+    )
     console.print(table)
     for judgement in broken:
         console.print(str(judgement), style="red")
@@ -214,7 +261,7 @@ def report(evidence: Evidence, run: Run, fired: Sequence[str], console: Console)
         console.print(
             f"these kills never happened, so the run shows less than it should: {'; '.join(unfired)}", style="red"
         )
-    return not broken and not unfired and decided == keys and not copies and bool(evidence.state_hashes)
+    return not broken and not unfired and decided == keys and not copies and bool(evidence.rows.state_hashes)
 
 
 @click.command(help=__doc__)
@@ -224,7 +271,8 @@ def main(commands: int, entities: int) -> None:
     set_up_logging("warning")
     console = Console()
     try:
-        evidence, run, fired = trio.run(scenario, commands, entities, console)
+        with tempfile.TemporaryDirectory(prefix="meshforge-demo-") as home:
+            evidence, run, fired = trio.run(scenario, commands, entities, Path(home), console)
     except* WorldError as errors:
         console.print(f"the run itself failed: {errors.exceptions[0]}", style="red")
         sys.exit(2)

@@ -1,132 +1,124 @@
-"""Real nats-server, real processes, real SIGKILL: every point, every hit of it, small turns and large ones.
+"""Real nats-server, real processes, real SIGKILL: every point, every hit of it, and kills of what recovers.
 
 Each case sends a workload that takes every path, kills the worker at one hit of one point, judges the corpse before
 anything can recover it, lets a successor finish, and judges the end. The sweep goes on until a run ends unhit, so no
-position is left out.
+position is left out. `meshforge-chaos gate` sweeps small turns, too, and pairs, and the other faults.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
 
-from chaos.case import CaseResult, run_case
-from chaos.evidence import Sent
-from chaos.plan import Plan, Rule, parse_plan
-from chaos.workload import command, every_path
-from chaos.world import Zygote
+from chaos.case import Case
+from chaos.evidence import Evidence, Sent
+from chaos.lab import Lab, Outcome, open_lab
+from chaos.plan import parse_plan
+from chaos.scenario import Scenario, Search, run_scenario
+from chaos.sweep import Pairs, Sweep
+from chaos.verdict import Status
+from chaos.workload import SCOPE, command, every_path
 from meshforge_trio.points import Point
-from meshforge_trio.subjects import Scope
 
-SCOPE = Scope("default", "demo", "counter")
 APP = "chaos.agents:app"
-#: A successor that has something to recover, so that recovery itself can be killed.
-IN_RECOVERY = "worker#1:before_publish@{first}=kill; worker#2:in_recovery@{nth}=kill"
+#: This workload leaves something to examine for all but the locks.
+CLAIMS = tuple(f"G{number}" for number in range(1, 14) if number != 10)
+#: Cases at a time: they mostly wait for processes.
+PARALLEL = 4
 
 
-def held(result: CaseResult) -> None:
-    """Every guarantee held, and every checker had something to look at."""
-    assert not result.broken, str(result)
-    # A query alone leaves nothing for some checkers; this workload leaves something for each.
-    assert all(judgement.examined for judgement in result.end), [str(j) for j in result.end]
+def evidence_of(outcome: Outcome) -> Evidence:
+    """What is left of a run that passed."""
+    assert outcome.status is Status.PASS, str(outcome)
+    assert outcome.evidence is not None
+    return outcome.evidence
 
 
-async def sweep(zygote: Zygote, point: Point, batch: int, sent: Sequence[Sent]) -> int:
-    """Kill at the 1st, 2nd, ... hit until a run ends unhit; return the number of kills."""
-    nth = 0
-    while True:
-        nth += 1
-        plan = Plan((Rule(1, point, nth),))
-        result = await run_case(APP, sent, plan, zygote, engine={"batch": batch})
-        held(result)
-        if result.unhit:
-            return nth - 1
-        assert result.fired == [str(plan)]
+async def kills_of(search: Search) -> tuple[Counter[str], Sequence[Outcome]]:
+    """Kills by point, of everything that a search tries; all of it passes."""
+    scenario = Scenario(
+        "every-path", "Every path of the protocol.", APP, lambda seed: every_path(), [search], claims=CLAIMS
+    )
+    async with open_lab(PARALLEL) as lab:
+        outcomes = await run_scenario(scenario, lab)
+    for outcome in outcomes:
+        evidence_of(outcome)
+    rules = [receipt.rule for outcome in outcomes for receipt in outcome.verdict.receipts]
+    return Counter(rule.split(":")[1].split("@")[0] for rule in rules), outcomes
+
+
+@pytest.mark.slow
+async def test_kill_at_every_hit_of_every_point() -> None:
+    points = [point for point in Point if point is not Point.IN_RECOVERY]
+    kills, _ = await kills_of(Sweep(points, batches=(64,)))
+    assert set(kills) == set(points), f"never reached: {set(points) - set(kills)}"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 64])
-@pytest.mark.parametrize("point", [point for point in Point if point is not Point.IN_RECOVERY])
-async def test_kill_at_every_hit_of_every_point(zygote: Zygote, point: Point, batch: int) -> None:
-    kills = await sweep(zygote, point, batch, every_path(SCOPE))
-    assert kills > 0, f"{point} was never reached"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("batch", [1, 64])
-async def test_kill_during_recovery(zygote: Zygote, batch: int) -> None:
+async def test_kill_during_recovery(batch: int) -> None:
     """Committed and not published, then killed again between two publishes of the recovery."""
-    nth = 0
-    while True:
-        nth += 1
-        plan = parse_plan(IN_RECOVERY.format(first=3, nth=nth))
-        result = await run_case(APP, every_path(SCOPE), plan, zygote, engine={"batch": batch})
-        held(result)
-        if result.unhit:
-            break
-    assert nth > 1, "the recovery had nothing to publish"
+    before = "worker#1:before_publish@3=kill"
+    kills, _ = await kills_of(Sweep([Point.IN_RECOVERY], before=before, number=2, batches=(batch,)))
+    assert kills[Point.IN_RECOVERY] > 0, "the recovery had nothing to publish"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", ["before_store", "after_store", "in_publish", "after_publish", "before_ack"])
-@pytest.mark.parametrize("second", ["after_lease", "before_recovery", "after_recovery", "in_store", "before_ack"])
-async def test_kill_twice(zygote: Zygote, first: str, second: str) -> None:
-    plan = parse_plan(f"worker#1:{first}@2=kill; worker#2:{second}@1=kill")
-    result = await run_case(APP, every_path(SCOPE), plan, zygote, engine={"batch": 64})
-    held(result)
-    assert not result.unhit
+async def test_kill_twice() -> None:
+    first = [Point.BEFORE_STORE, Point.AFTER_STORE, Point.IN_PUBLISH, Point.AFTER_PUBLISH, Point.BEFORE_ACK]
+    second = [Point.AFTER_LEASE, Point.BEFORE_RECOVERY, Point.AFTER_RECOVERY, Point.IN_STORE, Point.BEFORE_ACK]
+    _, outcomes = await kills_of(Pairs(first, second, nth=(2, 1)))
+    assert [outcome.verdict.unhit for outcome in outcomes] == [[]] * 25
+    assert [len(outcome.verdict.receipts) for outcome in outcomes] == [2] * 25
 
 
-async def test_crash_before_ack_is_redelivered_idempotently(zygote: Zygote) -> None:
-    sent = [Sent(command(SCOPE, "roll", 1, {"tag": "k1"}, entity_id="a"), expect=("decided",))]
-    result = await run_case(APP, sent, parse_plan("worker#1:before_ack@1=kill"), zygote)
-    assert not result.broken, str(result)
-    assert not result.unhit
-    # An unrepeatable decision: a second one could not have given the same event.
-    assert result.evidence.calls == {"k1": 1}
+# -- by name -------------------------------------------------------------------------------------------------------
 
 
-async def test_crash_after_store_before_publish_is_published_by_recovery(zygote: Zygote) -> None:
-    sent = [Sent(command(SCOPE, "roll", 1, {"tag": "k1"}, entity_id="a"), expect=("decided",))]
-    result = await run_case(APP, sent, parse_plan("worker#1:before_publish@1=kill"), zygote)
-    assert not result.broken, str(result)
-    assert not result.unhit
-    assert result.evidence.calls == {"k1": 1}
-    assert "published what the streams lacked" in result.logs
+async def roll(lab: Lab, plan: str) -> tuple[Evidence, Outcome]:
+    """One unrepeatable decision: a second one could not give the same event."""
+    sent = [Sent(command(SCOPE, "roll", 1, entity_id="a"), expect=("decided",), repeatable=False)]
+    outcome = await lab.run(Case(APP, sent, parse_plan(plan)), keep=True)
+    return evidence_of(outcome), outcome
 
 
-async def test_crash_before_store_is_decided_anew(zygote: Zygote) -> None:
-    sent = [Sent(command(SCOPE, "roll", 1, {"tag": "k1"}, entity_id="a"), expect=("decided",))]
-    result = await run_case(APP, sent, parse_plan("worker#1:before_store@1=kill"), zygote)
-    assert not result.broken, str(result)
+async def test_crash_before_ack_is_redelivered_idempotently(lab: Lab) -> None:
+    evidence, _ = await roll(lab, "worker#1:before_ack@1=kill")
+    assert evidence.calls[str(SCOPE), "k1"] == 1
+
+
+async def test_crash_after_store_before_publish_is_published_by_recovery(lab: Lab) -> None:
+    evidence, outcome = await roll(lab, "worker#1:before_publish@1=kill")
+    assert evidence.calls[str(SCOPE), "k1"] == 1
+    assert outcome.home is not None
+    assert "published what the streams lacked" in (outcome.home / "worker-2.log").read_text()
+
+
+async def test_crash_before_store_is_decided_anew(lab: Lab) -> None:
+    evidence, _ = await roll(lab, "worker#1:before_store@1=kill")
     # Called twice and committed once: what the first call decided left no trace.
-    assert result.evidence.calls == {"k1": 2}
-    assert len(result.evidence.rows.outputs) >= 1
+    assert evidence.calls[str(SCOPE), "k1"] == 2
+    assert [row.event_id for row in evidence.rows.outputs if row.scope == SCOPE] == ["c1_rolled"]
 
 
-async def test_a_command_that_kills_its_process_is_blamed_alone(zygote: Zygote) -> None:
+async def test_a_command_that_kills_its_process_is_blamed_alone(lab: Lab) -> None:
     """R7: called at most `limit` times, dead-lettered once; its neighbours in the batch come through."""
     sent = [
-        Sent(command(SCOPE, "add", 1, {"amount": 1, "tag": "k1"}, entity_id="a"), expect=("decided",)),
-        Sent(command(SCOPE, "die", 2, {"tag": "k2"}, entity_id="b"), expect=("dead",)),
-        Sent(command(SCOPE, "add", 3, {"amount": 1, "tag": "k3"}, entity_id="c"), expect=("decided",)),
-        Sent(command(SCOPE, "add", 4, {"amount": 1, "tag": "k4"}, entity_id="b"), expect=("decided",)),
+        Sent(command(SCOPE, "add", 1, {"amount": 1}, entity_id="a"), expect=("decided",)),
+        Sent(command(SCOPE, "die", 2, entity_id="b"), expect=("dead",)),
+        Sent(command(SCOPE, "add", 3, {"amount": 1}, entity_id="c"), expect=("decided",)),
+        Sent(command(SCOPE, "add", 4, {"amount": 1}, entity_id="b"), expect=("decided",)),
     ]
-    result = await run_case(APP, sent, Plan(), zygote, limit=5)
-    assert not result.broken, str(result)
-    assert result.evidence.calls["k2"] == 5
-    assert len(result.evidence.failed) == 1
+    evidence = evidence_of(await lab.run(Case(APP, sent, limit=5, mortal=True)))
+    assert evidence.calls[str(SCOPE), "k2"] == 5
+    assert len(evidence.failed) == 1
 
 
-async def test_order_within_an_entity_survives_a_kill(zygote: Zygote) -> None:
+async def test_order_within_an_entity_survives_a_kill(lab: Lab) -> None:
     """R2: without the reset the un-ACKed first command would come back behind the second."""
-    sent = [
-        Sent(command(SCOPE, "add", n, {"amount": n, "tag": f"k{n}"}, entity_id="a"), expect=("decided",))
-        for n in range(1, 9)
-    ]
+    sent = [Sent(command(SCOPE, "add", n, {"amount": n}, entity_id="a"), expect=("decided",)) for n in range(1, 9)]
     for point in ("received", "before_store", "after_store"):
         plan = parse_plan(f"worker#1:{point}@2=kill")
-        result = await run_case(APP, sent, plan, zygote, engine={"batch": 1, "ack_wait_s": 30.0})
-        assert not result.broken, str(result)
-        assert not result.unhit
+        evidence_of(await lab.run(Case(APP, sent, plan, engine={"batch": 1, "ack_wait_s": 30.0})))

@@ -28,7 +28,8 @@ def look(evidence: Evidence) -> Iterator[Finding | int]:
             sendings[sent.scope, sent.key, sent.digest].append(sent)
     for sent_again in sendings.values():
         record = clues.decision(sent_again[0])
-        if record is not None and len({sent.command.id for sent in sent_again}) > 1:
+        # One that was redriven since was answered otherwise before.
+        if record is not None and not record.generation and len({sent.command.id for sent in sent_again}) > 1:
             yield from _answered(clues, record, sent_again, since)
 
 

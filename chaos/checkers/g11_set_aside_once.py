@@ -117,24 +117,22 @@ def _after_the_limit(clues: Clues) -> Iterator[Finding | int]:
 
 
 def _blocking_nobody(clues: Clues) -> Iterator[Finding]:
-    """While one command fails, only those of its own entity wait: the last worker tried it, and not them."""
+    """While one command fails again and again, those of other entities do not wait to be called at all."""
     spawned = [record.actor for record in clues.evidence.history if record.kind == "spawn"]
-    tried = {
-        (record["scope"], record["key"])
-        for record in clues.evidence.history
-        if record.kind == "call" and record.actor in spawned[-1:]
-    }
+    calls = [record for record in clues.evidence.history if record.kind == "call"]
+    ever = {(record["scope"], record["key"]) for record in calls}
+    of_last = Counter((record["scope"], record["key"]) for record in calls if record.actor in spawned[-1:])
     for scope in sorted({scope for scope, _ in clues.evidence.rows.attempts}):
-        failing = sorted(key for at, key in clues.evidence.rows.attempts if at == scope and (str(at), key) in tried)
+        failing = sorted(k for at, k in clues.evidence.rows.attempts if at == scope and of_last[str(scope), k] > 1)
         asked = [clues.asked[scope, key] for key in failing if (scope, key) in clues.asked]
         entities = {command.entity_id for each in asked for command in each.commands}
         for message in clues.evidence.commands if failing else ():
             told = envelope_of(message)
             key = str(told.get("idempotency_key"))
-            if scope_of(message.subject) == scope and key not in failing and told.get("entity_id") not in entities:
-                yield Finding(
-                    f"{scope}: {failing} fail, and key {key!r} of another entity waits", [key, *failing], str(scope)
-                )
+            here = scope_of(message.subject) == scope and (str(scope), key) not in ever
+            if here and told.get("entity_id") not in entities:
+                what = f"{failing} failed again and again, and key {key!r} of another entity was never called"
+                yield Finding(f"{scope}: {what}", [key, *failing], str(scope))
 
 
 CHECKER = Checker(

@@ -51,7 +51,7 @@ def guarantee_table(tally: Tally) -> Table:
             word = f"[yellow]not judged in {held.unjudged}[/]"
         else:
             word = "[green]holds[/]" if held.examined else "[yellow]nothing to examine[/]"
-        table.add_row(escape(id_), word, str(held.runs), str(held.examined), escape(held.sentence))
+        table.add_row(escape(id_), word, str(held.runs), str(held.examined), escape(held.sentence.partition(":")[0]))
     return table
 
 

@@ -71,7 +71,7 @@ class _Web:
         self._keyed: dict[_Node, Name] = {}
         self._nodes: dict[Name, _Node] = {}
         self._msg_ids: dict[str, _Node] = {}
-        self._seqs: dict[tuple[str, int], _Node] = {}
+        self._seqs: dict[tuple[str, str], _Node] = {}
         self._resolved: dict[_Node, frozenset[Name]] = {}
         self._answered: dict[int, Name] = {}
         for command in sent:
@@ -100,7 +100,7 @@ class _Web:
             elif record.kind in ("ok", "unknown", "failed") and waiting[str(record["id"])]:
                 asked, self._answered[index] = waiting[str(record["id"])].pop(0)
                 if record.kind == "ok":
-                    self._seqs[COMMANDS, record["seq"]] = asked
+                    self._seqs[COMMANDS, str(record["seq"])] = asked
 
     def _learn(self, record: Record) -> None:
         if record.kind == "heard":
@@ -109,9 +109,13 @@ class _Web:
             subject, message = str(record.fields.get("subject") or ""), record.fields.get("id")
             if message and subject.partition(".")[0] in _STREAM_OF:
                 node = _place(_scope_of(subject)), str(message)
-                self._msg_ids.setdefault(str(record.fields.get("msg_id") or ""), node)
+                self._know(record.fields.get("msg_id"), node)
                 if record.fields.get("seq"):
-                    self._seqs.setdefault((_STREAM_OF[subject.partition(".")[0]], record["seq"]), node)
+                    self._seqs.setdefault((_STREAM_OF[subject.partition(".")[0]], str(record["seq"])), node)
+
+    def _know(self, msg_id: object, node: _Node) -> None:
+        if msg_id:
+            self._msg_ids.setdefault(str(msg_id), node)
 
     def _learn_image(self, image: Evidence) -> None:
         for row in image.rows.outputs:
@@ -124,14 +128,14 @@ class _Web:
         for message in image.events:
             learnt = self._learn_message(envelope_of(message), message.msg_id)
             if learnt is not None:
-                self._seqs[EVENTS, message.seq] = learnt
+                self._seqs[EVENTS, str(message.seq)] = learnt
 
     def _learn_message(self, envelope: Mapping[str, Any], msg_id: str) -> _Node | None:
         tenant, workspace, agent, own = (envelope.get(field) for field in ("tenant", "workspace", "agent", "id"))
         if not (isinstance(tenant, str) and isinstance(workspace, str) and isinstance(own, str)):
             return None
         node = f"{tenant}/{workspace}", own
-        self._msg_ids.setdefault(msg_id, node)
+        self._know(msg_id, node)
         key, cause = envelope.get("idempotency_key"), envelope.get("causation_id")
         if isinstance(key, str) and isinstance(agent, str):
             self._keyed.setdefault(node, (f"{node[0]}/{agent}", key))
@@ -187,10 +191,11 @@ class _Web:
         message = fields.get("id")
         if message and subject.partition(".")[0] in _STREAM_OF:
             return _place(_scope_of(subject)), str(message)
-        if fields.get("msg_id") in self._msg_ids:
-            return self._msg_ids[fields["msg_id"]]
+        known = self._msg_ids.get(str(fields.get("msg_id") or ""))
+        if known is not None:
+            return known
         stream = next((stream for stream in _STREAM_OF.values() if stream in subject.split(".")), None)
-        return None if stream is None else self._seqs.get((stream, fields.get("seq") or 0))
+        return None if stream is None else self._seqs.get((stream, str(fields.get("seq"))))
 
     def _resolve(self, node: _Node) -> frozenset[Name]:
         """The commands at the beginning of the chain of causes."""

@@ -23,7 +23,7 @@ from chaos.report.run import Finding, Judgement, Name, Run, load_run
 from chaos.report.slice import causal_slice, focus
 from chaos.report.timeline import timeline
 from chaos.report.turns import turns
-from chaos.report.words import clipped, ending, plain, told
+from chaos.report.words import bad, clipped, ending, plain, told
 
 __all__ = ["render_html"]
 
@@ -205,7 +205,7 @@ def _story(run: Run, indices: Sequence[int], places: Sequence[int]) -> Sequence[
             plain(record.actor),
             record.kind,
             told(record),
-            record.kind == "fault" or (record.kind == "exit" and record["status"] != 0),
+            bad(record),
         )
         for index, place in zip(indices, places, strict=True)
         for record in (run.history[index],)

@@ -259,7 +259,7 @@ def _judgement(fields: Mapping[str, Any]) -> Judgement:
 def _finding(told: object) -> Finding:
     if not isinstance(told, dict):
         return Finding(str(told))
-    return Finding(_text(told, "what"), [str(key) for key in _list(told.get("keys"))], _text(told, "scope"))
+    return Finding(_text(told, "what"), tuple(str(key) for key in _list(told.get("keys"))), _text(told, "scope"))
 
 
 def _images(path: Path) -> Iterator[Image]:

@@ -117,7 +117,7 @@ def _worths(history: Sequence[Record], concerns: Sequence[Concern], names: froze
             seen.add((record.actor, str(record["point"]), concern.own))
             yield _AGAIN if again else _POINTS.get(str(record["point"]), _OTHER_POINT)
         elif record.kind == "point" and record["point"] in ("in_recovery", "after_recovery"):
-            yield _POINTS[record["point"]]
+            yield _POINTS[str(record["point"])]
         elif concern.own & names:
             yield _OWN.get(record.kind, _PADDING)
         elif concern.derived & names:

@@ -14,8 +14,7 @@ from chaos.report.concerns import Concern, concerns
 from chaos.report.run import Finding, Image, Judgement, Name, Run, load_run
 from chaos.report.slice import causal_slice, focus
 from chaos.report.turns import turns
-from chaos.report.words import clipped, padded, plain, told, wrapped
-from chaos.report.words import columns as columns_of
+from chaos.report.words import bad, clipped, columns, padded, plain, told, wrapped
 
 __all__ = ["WIDTH", "render_text"]
 
@@ -94,7 +93,7 @@ def _plan(run: Run) -> Iterator[str]:
     rules = [rule + (";" if n < len(run.rules) else "") for n, rule in enumerate(run.rules, 1)] or ["(no faults)"]
     lines: list[str] = []
     for rule in rules:
-        if lines and columns_of(lines[-1]) + 1 + columns_of(plain(rule)) <= WIDTH - _LABEL:
+        if lines and columns(lines[-1]) + 1 + columns(plain(rule)) <= WIDTH - _LABEL:
             lines[-1] += f" {plain(rule)}"
         else:
             lines.extend(wrapped(rule, WIDTH - _LABEL))
@@ -111,7 +110,7 @@ def _shell_lines(command: str, width: int) -> Sequence[str]:
     """A command over several lines as a shell reads it: broken between words, never within one."""
     lines: list[str] = []
     for word in _UNQUOTED.findall(command):
-        if lines and columns_of(lines[-1]) + 1 + columns_of(word) <= width - 2:
+        if lines and columns(lines[-1]) + 1 + columns(word) <= width - 2:
             lines[-1] += f" {word}"
         else:
             lines.append(word)
@@ -179,8 +178,7 @@ def _slice(run: Run, concern: Sequence[Concern], names: frozenset[Name]) -> Iter
     yield ""
     for index in part.indices:
         record = run.history[index]
-        broken = record.kind == "fault" or (record.kind == "exit" and record["status"] != 0)
-        mark = "x" if broken else " "
+        mark = "x" if bad(record) else " "
         line = f"{mark}{run.ms(record):>11.3f}  {padded(clipped(record.actor, 10), 10)}  {told(record)}"
         yield clipped(line, WIDTH, 0)
     if part.left_out:

@@ -17,7 +17,7 @@ from chaos.history import Record
 from chaos.report.concerns import NOTHING, Concern
 from chaos.report.run import Name, Run
 from chaos.report.turns import Turn
-from chaos.report.words import action_of, actor_of, ending, told
+from chaos.report.words import action_of, actor_of, bad, ending, told
 
 __all__ = ["RECORDS_MAX", "timeline"]
 
@@ -185,9 +185,9 @@ class _Timeline:
             elif record.kind == "up" and down is not None:
                 self._lanes["broker"].spans.append(_span(down, self._run.ms(record), "down"))
                 down = None
-            elif record.kind == "fault" and action_of(record["rule"]) in _LASTING:
+            elif record.kind == "fault" and action_of(str(record["rule"])) in _LASTING:
                 end = self._healed(index, record)
-                action = action_of(record["rule"])
+                action = action_of(str(record["rule"]))
                 name = "store" if action == "full" else self._lane_of(record)
                 # Where the fault itself lies, its rule says what it is.
                 self._lanes[name].spans.append(_span(self._run.ms(record), end, action, named=action == "full"))
@@ -201,7 +201,7 @@ class _Timeline:
         return self._lanes[self._lane_of(fault)].end
 
     def _lane_of(self, record: Record) -> str:
-        actor = actor_of(record["rule"]) if record.kind in ("fault", "healed") else record.actor
+        actor = actor_of(str(record["rule"])) if record.kind in ("fault", "healed") else record.actor
         if record.kind == "image":
             return "store"
         if actor in ("nats", "proxy"):
@@ -222,8 +222,8 @@ class _Timeline:
             "actor": record.actor,
             "what": told(record),
             "group": -1 if concern == NOTHING else self._groups.setdefault(concern, len(self._groups)),
-            "commit": record.kind == "point" and record["point"] in _COMMITS,
-            "bad": record.kind in ("fault", "failed") or (record.kind == "exit" and record["status"] != 0),
+            "commit": record.kind == "point" and str(record["point"]) in _COMMITS,
+            "bad": bad(record) or record.kind == "failed",
             "fields": {name: _shown(value) for name, value in record.fields.items()},
         }
 
@@ -231,7 +231,7 @@ class _Timeline:
         if record.kind in ("heard", "listening", "deaf"):
             return 1
         if record.kind == "frame":
-            return 2 if record["frame"] in _FROM_SERVER else 1
+            return 2 if str(record["frame"]) in _FROM_SERVER else 1
         if lane == record.actor and index in self._turn_of:
             return self._tracks[self._turn_of[index]]
         return 0

@@ -16,7 +16,7 @@ import orjson
 
 from chaos.history import Record
 
-__all__ = ["action_of", "actor_of", "clipped", "columns", "ending", "padded", "plain", "told", "wrapped"]
+__all__ = ["action_of", "actor_of", "bad", "clipped", "columns", "ending", "padded", "plain", "told", "wrapped"]
 
 _TURNS_DIRECTION: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _UNSEEN: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
@@ -106,7 +106,12 @@ def ending(status: object) -> str:
 def told(record: Record) -> str:
     """What happened, in one line without who and when."""
     tell = _TELL.get(record.kind)
-    return record.kind if tell is None else tell(record.fields)
+    return plain(record.kind if tell is None else tell(record.fields))
+
+
+def bad(record: Record) -> bool:
+    """Whether it is a fault, or an end in bad order."""
+    return record.kind == "fault" or (record.kind == "exit" and record["status"] != 0)
 
 
 _Fields = Mapping[str, Any]

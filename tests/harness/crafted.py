@@ -164,7 +164,8 @@ class Broken:
     def check(self) -> None:
         """The checker says so, quoting its sentence, and no checker is thrown by it."""
         judgements = judge(self.make())
-        assert not [each.failure for each in judgements if each.failure]
+        failures = [each.failure for each in judgements if each.failure]
+        assert not failures, failures
         (found,) = [each for each in judgements if each.id == self.guarantee]
         assert any(self.text in finding.what for finding in found.findings), str(found)
         assert found.sentence in str(found)
@@ -183,7 +184,8 @@ class Sound:
     def check(self) -> None:
         """No checker says anything."""
         judgements = judge(self.make())
-        assert [str(each) for each in judgements if not each.holds] == []
+        wrong = [str(each) for each in judgements if not each.holds]
+        assert not wrong, "\n".join(wrong)
         # Answers and draining are not judged on a corpse.
         examined = [each.examined for each in judgements if each.id == self.guarantee]
         assert all(examined), self.guarantee

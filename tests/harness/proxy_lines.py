@@ -83,8 +83,9 @@ async def lines(*rules: str, history: History | None = None, record_frames: bool
             async with open_proxy(port, parse_plan("; ".join(rules)).rules, history, record_frames) as proxy:
                 yield Lines(proxy, listener, made)
         finally:
-            for stream in (listener, *made):
-                await trio.aclose_forcefully(stream)
+            with trio.CancelScope(shield=True):
+                for stream in (listener, *made):
+                    await trio.aclose_forcefully(stream)
 
 
 async def read(stream: trio.SocketStream, size: int) -> bytes:
@@ -97,13 +98,13 @@ async def read(stream: trio.SocketStream, size: int) -> bytes:
 
 async def rest(stream: trio.SocketStream) -> tuple[bytes, str]:
     """Everything up to the end, and which end it was."""
-    seen = b""
+    seen = bytearray()
     try:
         async for chunk in stream:
             seen += chunk
     except trio.BrokenResourceError:
-        return seen, "reset"
-    return seen, "end"
+        return bytes(seen), "reset"
+    return bytes(seen), "end"
 
 
 async def broken(stream: trio.SocketStream) -> bool:

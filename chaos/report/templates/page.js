@@ -10,7 +10,6 @@ window.addEventListener("unhandledrejection", (event) => {
 const run = JSON.parse(document.getElementById("run").textContent);
 const byId = (id) => document.getElementById(id);
 const filter = byId("filter"), tip = byId("tip"), detail = byId("detail");
-const MATCHED_MAX = 200;
 
 const recordsOfCommand = run.commands.map(() => []);
 run.records.forEach((record, i) => {

@@ -277,7 +277,7 @@ function makeTimeline(box, overview, run, told) {
   function drawFault(plot, item, record) {
     const lane = lanes[record.lane];
     plot.push(element("path", { class: "stem", d: `M${item.x} ${AXIS - 4}V${height}` }));
-    const text = record.fields.rule.slice(record.fields.rule.indexOf(":") + 1);
+    const rule = shown(record.fields.rule, 200), text = rule.slice(rule.indexOf(":") + 1);
     const flip = item.x + text.length * 6.4 + 14 > width;
     plot.push(element("text", {
       class: `rule${flip ? " flip" : ""}`, x: item.x + (flip ? -10 : 10), y: lane.bottom - 8,
