@@ -20,7 +20,7 @@ from meshforge_trio.envelope import EventEnvelope, JsonObject
 from meshforge_trio.errors import Refused
 from meshforge_trio.runtime import App
 
-__all__ = ["app", "audit", "counter", "counter_only", "patient", "patient_only"]
+__all__ = ["app", "audit", "counter", "counter_and_audit", "counter_only", "patient", "patient_only"]
 
 
 @attrs.frozen
@@ -197,6 +197,8 @@ def waited(total: int, event: Waited) -> int:
 
 
 app = App([counter, audit, patient])
+#: The two that `chaos.workload.every_path` needs: a sweep starts thousands of workers.
+counter_and_audit = App([counter, audit])
 #: For faults that must not fall into another agent's commit.
 counter_only = App([counter])
 #: For what takes its time: deliveries that are long in hand, turns that overlap.

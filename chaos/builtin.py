@@ -58,7 +58,7 @@ def _every_path(seed: int) -> Sequence[Sent]:
 CRASH_MATRIX: Final = Scenario(
     "crash-matrix",
     "A worker is killed at every hit of every point, alone and in a batch; then its successor, while it recovers.",
-    "chaos.agents:app",
+    "chaos.agents:counter_and_audit",
     _every_path,
     [
         Sweep(),

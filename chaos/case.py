@@ -31,8 +31,8 @@ from chaos.faults.proxy import open_proxy
 from chaos.history import VERSION, History
 from chaos.observer import Observer, open_observer, resent
 from chaos.plan import Plan
-from chaos.world import ProcessWorld, Worker
-from chaos.zygote import Zygote
+from chaos.world import ProcessWorld, Worker, WorldError
+from chaos.zygote import NEVER_A_WORKER, Zygote
 from meshforge_trio.envelope import encode
 from meshforge_trio.launch import load_app
 from meshforge_trio.server import PrivateServer
@@ -238,17 +238,28 @@ class _Run:
             if waited.cancelled_caught:
                 # Whatever is left now is for the checkers to say.
                 worker.send_signal(signal.SIGKILL)
-                await self._world.ended(worker)
+                await self._ended(worker)
                 await self._image(final=True)
                 return
             if finished:
                 await self._image(final=True)
                 return
             if worker.ended.is_set():
-                await self._world.ended(worker)
+                await self._ended(worker)
                 await self._image(final=False)
                 await trio.sleep(self._downtime_s(worker))
         await self._image(final=True)
+
+    async def _ended(self, worker: Worker) -> None:
+        """Wait for the end of `worker`.
+
+        Raises:
+            WorldError: it never got to work, for a reason that is none of the protocol's.
+        """
+        status = await self._world.ended(worker)
+        idle = worker.number == 1 and not self._world.has_begun(worker)
+        if idle or status == NEVER_A_WORKER:
+            raise WorldError(f"{worker.name} ended with {status} before it got to work; it said:\n{worker.tail()}")
 
     async def _finish(self, worker: Worker) -> bool:
         """Serve until all is decided, then drain; false when `worker` ended or was replaced before."""

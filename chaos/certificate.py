@@ -21,7 +21,7 @@ import meshforge_trio
 from chaos.gate import Gate, Stage, judged
 from chaos.mutants.detect import Detection
 from chaos.shrink import Violation
-from chaos.tally import shown_hits
+from chaos.tally import reasons_for, shown_hits
 from chaos.verdict import Status
 
 __all__ = ["VERSION", "certificate", "certificate_text", "code_hash"]
@@ -54,7 +54,7 @@ def certificate(gate: Gate) -> Mapping[str, Any]:
             "wanted": len(gate.wanted),
             "reached": len(gate.wanted) - len(gate.tally.missing(gate.wanted)),
             "excused": [{**attrs.asdict(cell), "reason": reason} for cell, reason in gate.excused.items()],
-            "cells": gate.tally.coverage_json(gate.wanted, gate.excused),
+            "cells": gate.tally.coverage_json(gate.wanted, {**reasons_for(gate.tally, gate.missing), **gate.excused}),
         },
         "guarantees": gate.tally.to_json()["guarantees"],
         "stages": [_stage(stage) for stage in gate.stages],

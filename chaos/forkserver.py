@@ -9,6 +9,7 @@ A planted bug is given as its only argument, the JSON of a patch, and laid over 
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import select
@@ -33,15 +34,17 @@ def die_with_parent() -> None:
 def main() -> None:
     """Serve orders: `{"spawn": {...}}` forks a worker; each worker's end is told as `{"ended": [pid, status]}`."""
     die_with_parent()
-    if len(sys.argv) > 1:
-        patch = patch_from_json(json.loads(sys.argv[1]))
+    patch = patch_from_json(json.loads(sys.argv[1])) if len(sys.argv) > 1 else None
+    if patch is not None:
         install(patch)
-        import chaos.agents  # noqa: PLC0415
-        import chaos.worker  # noqa: PLC0415
+    # Late, so that a planted bug is in place before what it is planted in.
+    import chaos.agents  # noqa: PLC0415
+    import chaos.worker  # noqa: F401, PLC0415
 
+    if patch is not None:
         assert_applied(patch)
-    else:
-        import chaos.worker  # noqa: F401, PLC0415
+    # What is here now stays for every child: none of them need look at it, and so copy it.
+    gc.freeze()
     wake, told = os.pipe()
     os.set_blocking(told, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)

@@ -47,7 +47,10 @@ _ALONE: Final = (Point.BEFORE_ATTEMPT, Point.IN_ATTEMPT)
 
 @attrs.frozen
 class Profile:
-    """How much is tried. `pairs` are the points whose ordered pairs are, `actors` those whose every cell is."""
+    """How much is tried. `pairs` are the points whose ordered pairs are, `actors` those whose every cell is.
+
+    `shrink_s` is how long smaller cases are looked for, for each violation.
+    """
 
     name: str
     seeds: Sequence[int]
@@ -55,7 +58,7 @@ class Profile:
     pairs: Sequence[Point]
     actors: Sequence[str]
     kills_min: int
-    tries_max: int
+    shrink_s: float
 
 
 PROFILES: Final[Mapping[str, Profile]] = {
@@ -66,7 +69,7 @@ PROFILES: Final[Mapping[str, Profile]] = {
         pairs=(Point.AFTER_RESET, Point.BEFORE_STORE, Point.AFTER_STORE, Point.AFTER_PUBLISH, Point.AFTER_ACK),
         actors=("worker", "proxy"),
         kills_min=300,
-        tries_max=30,
+        shrink_s=30.0,
     ),
     "nightly": Profile(
         "nightly",
@@ -75,7 +78,7 @@ PROFILES: Final[Mapping[str, Profile]] = {
         pairs=tuple(Point),
         actors=tuple(ALLOWED),
         kills_min=2_000,
-        tries_max=120,
+        shrink_s=600.0,
     ),
 }
 
@@ -361,4 +364,4 @@ async def _shrink_one(gate: Gate, stage: Stage, outcome: Outcome, lab: Lab) -> N
         batch = int(case.engine.get("batch", 64))
         return stage.scenario.case(case.plan, batch=batch, seed=stage.seed).replay
 
-    gate.violations.append(await smallest(outcome, lab, replay_of, tries_max=gate.profile.tries_max))
+    gate.violations.append(await smallest(outcome, lab, replay_of, seconds_max=gate.profile.shrink_s))

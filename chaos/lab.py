@@ -20,6 +20,7 @@ from chaos.case import Case, play
 from chaos.evidence import Evidence
 from chaos.mutants.patch import Patch, patch_to_json
 from chaos.replayer import Replayer, ReplayerError, open_replayer
+from chaos.scratch import scratch_directory
 from chaos.verdict import RunError, Status, Verdict, judge_run, load_run
 from chaos.zygote import WorldError, Zygote, open_zygote
 from meshforge_trio.broker.bridge import open_loop
@@ -59,9 +60,10 @@ class Lab:
     """Made by `open_lab`."""
 
     def __init__(
-        self, nursery: trio.Nursery, servers: Sequence[PrivateServer], reports: Path | None, *, keep: bool = False
+        self, nursery: trio.Nursery, servers: list[PrivateServer], reports: Path | None, *, keep: bool = False
     ) -> None:
         self._nursery = nursery
+        self._servers = servers
         self._free_in, self._free = trio.open_memory_channel[PrivateServer](len(servers))
         for server in servers:
             self._free_in.send_nowait(server)
@@ -78,11 +80,12 @@ class Lab:
         Never raises for what goes wrong in it: that is in the verdict.
         """
         server = await self._free.receive()
-        home = Path(tempfile.mkdtemp(prefix="meshforge-run-"))
+        home = Path(tempfile.mkdtemp(prefix="meshforge-run-", dir=scratch_directory()))
         began = time.monotonic()
+        reasons = ["cancelled"]
         try:
             reasons = await self._play(case, server, patch, home)
-            verdict = judge_run(home, invariants=case.invariants, reasons=reasons)
+            verdict = _judged(home, case, reasons)
             evidence = _evidence(home)
             logs = _logs(home) if verdict.status is not Status.PASS else ""
             kept = (
@@ -93,7 +96,7 @@ class Lab:
             return Outcome(case, verdict, kept, time.monotonic() - began, evidence, logs)
         finally:
             shutil.rmtree(home, ignore_errors=True)
-            self._free_in.send_nowait(server)
+            self._free_in.send_nowait(self._another(server) if reasons else server)
 
     async def run_all(
         self, cases: Sequence[Case], *, patch: Patch | None = None, note: Callable[[Outcome], None] = lambda _: None
@@ -114,27 +117,31 @@ class Lab:
         """End the fork server of a planted bug. Call it when no case runs with it any more."""
         async with self._opening:
             if patch in self._zygotes:
-                _, held = self._zygotes.pop(patch)
+                zygote, held = self._zygotes.pop(patch)
+                zygote.end()
                 held.cancel()
 
     async def _play(self, case: Case, server: PrivateServer, patch: Patch | None, home: Path) -> list[str]:
         reasons: list[str] = []
-        played = False
         try:
             with trio.move_on_after(case.deadline_s * _PATIENCE) as waited:
+                server.start()
                 zygote = await self._zygote(patch)
                 await play(case, server, zygote, home)
                 await self._rebuild(case, home, patch)
-                played = True
             if waited.cancelled_caught:
                 reasons.append(f"the run did not end within {case.deadline_s * _PATIENCE:g} s")
         except* (MeshForgeError, WorldError, ReplayerError, OSError, RuntimeError, trio.TooSlowError) as errors:
             reasons += [f"{type(error).__name__}: {error}" for error in _leaves(errors)]
-        finally:
-            # Also when it was cancelled in mid-run: what it left in the server must not meet the next one.
-            if not played:
-                _made_anew(server)
         return reasons
+
+    def _another(self, server: PrivateServer) -> PrivateServer:
+        """In place of one in which a run that failed may have left something: the next run starts it."""
+        server.kill()
+        server.stop()
+        fresh = PrivateServer(scratch=scratch_directory())
+        self._servers[self._servers.index(server)] = fresh
+        return fresh
 
     async def _rebuild(self, case: Case, home: Path, patch: Patch | None) -> None:
         """Have other processes compute the state hashes of the end; the judge compares."""
@@ -143,7 +150,7 @@ class Lab:
             return
         rebuilt: dict[str, list[str]] = {}
         for replayer in await self._all_replayers():
-            hashes = await replayer.rebuild(end / "store.db", case.app, case.workspaces, patch=patch)
+            hashes = await replayer.rebuild(end / "store.db", case.app, case.workspaces, patch=_of_agents(patch))
             for scope, value in hashes.items():
                 rebuilt.setdefault(str(scope), []).append(value)
         (end / "rebuilt.json").write_bytes(orjson.dumps(rebuilt))
@@ -187,11 +194,17 @@ def _leaves(error: BaseException) -> list[BaseException]:
     return [error]
 
 
-def _made_anew(server: PrivateServer) -> None:
-    """Empty, and running, whatever state it is in."""
-    server.kill()
-    shutil.rmtree(server.store_dir, ignore_errors=True)
-    server.start()
+def _judged(home: Path, case: Case, reasons: Sequence[str]) -> Verdict:
+    try:
+        return judge_run(home, invariants=case.invariants, reasons=reasons)
+    except RunError as error:
+        return Verdict(Status.INCONCLUSIVE, [str(error)])
+
+
+def _of_agents(patch: Patch | None) -> Patch | None:
+    """What of a planted bug is rebuilt with: that of agents. The runtime that rebuilds is the true one."""
+    edits = () if patch is None else [edit for edit in patch.edits if not edit.module.startswith("meshforge_trio.")]
+    return Patch(patch.name, edits) if patch is not None and edits else None
 
 
 def _last_image(home: Path) -> Path | None:
@@ -235,7 +248,7 @@ async def open_lab(parallel: int = 1, reports: Path | None = None, *, keep: bool
     Raises:
         Misconfigured: a nats-server cannot be found or started.
     """
-    servers = [PrivateServer() for _ in range(parallel)]
+    servers = [PrivateServer(scratch=scratch_directory()) for _ in range(parallel)]
     try:
         for server in servers:
             server.start()

@@ -1,8 +1,8 @@
 """Shrinking: the smallest case that still breaks the same guarantee, found by trying smaller ones.
 
 First the plan: rules go one at a time, hits come earlier. Then the batch, then the commands, in halves and then one by
-one. What is left is gone through again until nothing more can go, or the tries are used up. Every candidate is really
-run, so what is reported has been seen to break.
+one. What is left is gone through again until nothing more can go, or the tries or the time are used up. Every candidate
+is really run, so what is reported has been seen to break.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import attrs
 import orjson
+import trio
 
 from chaos.again import discard
 from chaos.case import Case
@@ -28,6 +29,7 @@ __all__ = ["Breaks", "Shrunk", "Violation", "shrink", "smallest"]
 Breaks = Callable[[Case], Awaitable[bool]]
 
 _TRIES_MAX: Final = 60
+_SECONDS_MAX: Final = 120.0
 _BATCHES: Final = (1, 2, 8)
 _TIMES: Final = 3
 
@@ -69,6 +71,7 @@ async def smallest(
     replay_of: Callable[[Case], str],
     *,
     tries_max: int = _TRIES_MAX,
+    seconds_max: float = _SECONDS_MAX,
     patch: Patch | None = None,
 ) -> Violation:
     """Shrink the case of a violation, and see how often it breaks.
@@ -81,7 +84,7 @@ async def smallest(
         tried = discard(await lab.run(case, patch=patch))
         return guarantee in tried.verdict.broken_ids
 
-    shrunk = await shrink(first.case, breaks, tries_max=tries_max)
+    shrunk = await shrink(first.case, breaks, tries_max=tries_max, seconds_max=seconds_max)
     case = attrs.evolve(shrunk.case, replay=replay_of(shrunk.case), record_frames=True)
     same = 0
     found: Outcome | None = None
@@ -107,9 +110,14 @@ def _retell(path: Path, **fields: Any) -> None:
     path.write_bytes(orjson.dumps({**orjson.loads(path.read_bytes()), **fields}))
 
 
-async def shrink(case: Case, breaks: Breaks, *, tries_max: int = _TRIES_MAX) -> Shrunk:
-    """Make `case`, which breaks, smaller for as long as it breaks. At most `tries_max` candidates are run."""
-    search = _Search(case, breaks, tries_max)
+async def shrink(
+    case: Case, breaks: Breaks, *, tries_max: int = _TRIES_MAX, seconds_max: float = _SECONDS_MAX
+) -> Shrunk:
+    """Make `case`, which breaks, smaller for as long as it breaks.
+
+    At most `tries_max` candidates are run, and none is begun after `seconds_max`.
+    """
+    search = _Search(case, breaks, tries_max, trio.current_time() + seconds_max)
     await search.until_nothing_goes()
     return Shrunk(search.case, search.tries, len(search.case.sent) == len(case.sent))
 
@@ -117,11 +125,12 @@ async def shrink(case: Case, breaks: Breaks, *, tries_max: int = _TRIES_MAX) -> 
 class _Search:
     """The smallest case so far."""
 
-    def __init__(self, case: Case, breaks: Breaks, tries_max: int) -> None:
+    def __init__(self, case: Case, breaks: Breaks, tries_max: int, until: float) -> None:
         self.case = case
         self.tries = 0
         self._breaks = breaks
         self._tries_max = tries_max
+        self._until = until
         self._seen = {_identity(case)}
 
     async def until_nothing_goes(self) -> None:
@@ -144,7 +153,8 @@ class _Search:
 
     async def _still_breaks(self, candidate: Case) -> bool:
         identity = _identity(candidate)
-        if identity in self._seen or self.tries == self._tries_max:
+        spent = self.tries == self._tries_max or trio.current_time() >= self._until
+        if spent or identity in self._seen:
             return False
         self._seen.add(identity)
         self.tries += 1

@@ -27,6 +27,8 @@ __all__ = ["EXIT_CODES", "ImageJudgement", "Receipt", "RunError", "Status", "Ver
 
 _RUN_VERSION: Final = 1
 _KILLED: Final = -9
+#: What a verdict depends on beside the evidence.
+_JUDGED_BY: Final = ("plan", "sent", "limit", "must_fire", "mortal", "claims")
 
 
 class RunError(ValueError):
@@ -130,6 +132,9 @@ def load_run(home: Path) -> Run:
         newer = told["version"]
         if type(newer) is not int or newer > _RUN_VERSION:
             raise RunError(f"{home}/run.json is of version {newer!r:.40}, this reads up to {_RUN_VERSION}")
+        missing = [name for name in _JUDGED_BY if name not in told]
+        if missing:
+            raise RunError(f"{home}/run.json lacks {', '.join(missing)}")
         history = read_history(home / "history.jsonl")
         outcomes = {r["id"]: r.kind for r in history if r.kind in ("ok", "unknown", "failed")}
         sent = [_sent(each, outcomes) for each in told["sent"]]
@@ -145,10 +150,10 @@ def load_run(home: Path) -> Run:
             for i, record in enumerate(history)
             if record.kind == "image"
         ]
-    except (OSError, KeyError, TypeError, ValueError, Poison, HistoryError, ImageError, PlanError) as error:
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, Poison) as error:
         if isinstance(error, RunError):
             raise
-        what = error if isinstance(error, HistoryError | ImageError) else f"{type(error).__name__}: {error}"
+        what = error if isinstance(error, HistoryError | ImageError | PlanError) else f"{type(error).__name__}: {error}"
         raise RunError(f"{home} cannot be judged: {what}") from error
     return Run(told, plan, history, sent, images)
 
@@ -236,6 +241,8 @@ def _against(
     for each in judgements:
         if each.judgement.failure:
             yield f"the checker of {each.judgement.id} failed on image {each.image}: {each.judgement.failure}"
+    if not run.sent:
+        yield "nothing was sent"
     for phase in dict.fromkeys(sent.phase for sent in run.sent):
         if not any(sent.outcome == "ok" for sent in run.sent if sent.phase == phase):
             yield f"no command of phase {phase!r} was accepted"
@@ -246,6 +253,12 @@ def _against(
 
 def _unplanned_ends(run: Run, receipts: Sequence[Receipt]) -> Iterator[str]:
     planned = {receipt.rule.split(":")[0] for receipt in receipts}
+    ended = {record.actor for record in run.history if record.kind == "exit"}
+    yield from (
+        f"nobody saw how {record.actor} ended"
+        for record in run.history
+        if record.kind == "spawn" and record.actor not in ended
+    )
     stopped = {record.actor for record in run.history if record.kind == "fault" and _stops(run, record["rule"])}
     for record in run.history:
         if record.kind != "exit" or record["status"] == 0 or record.actor in planned:

@@ -121,6 +121,11 @@ class ProcessWorld:
                 return
             await trio.sleep(POLL_S)
 
+    def has_begun(self, worker: Worker) -> bool:
+        """Whether `worker` has come to any point of the protocol."""
+        self.events.look()
+        return any(name == worker.name for name, _ in self.events.points)
+
     async def ended(self, worker: Worker) -> int:
         """Wait for the end of `worker`; return its status. The caller sets the deadline.
 

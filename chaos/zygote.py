@@ -18,8 +18,10 @@ import trio
 
 from chaos.mutants.patch import Patch, patch_to_json
 
-__all__ = ["Worker", "WorldError", "Zygote", "open_zygote"]
+__all__ = ["NEVER_A_WORKER", "Worker", "WorldError", "Zygote", "open_zygote"]
 
+#: The exit code of a forked process that could not become a worker; its log says why.
+NEVER_A_WORKER: Final = 70
 _FORK_S: Final = 20.0
 
 
@@ -61,7 +63,8 @@ class Worker:
         """Whether SIGSTOP has stopped it."""
         try:
             return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
+            # Gone before its file was opened, or between opening and reading it.
             return False
 
     def tail(self, lines: int = 30) -> str:

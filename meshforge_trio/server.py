@@ -81,7 +81,8 @@ class PrivateServer:
 
     `store_dir` is temporary and removed at the end unless given. `sync_interval` is `None` for the server's default
     (2 min), `always` or a duration such as `100ms`. `config` is appended to the configuration file as it stands.
-    `port` 0 takes a free one, which stays the same over `restart`.
+    `port` 0 takes a free one, which stays the same over `restart`. `scratch` is where its temporary directory is made
+    (default: the system's).
 
     Call `start` and `restart` from the main thread: Linux ends the server when the *thread* that started it ends.
     """
@@ -95,6 +96,7 @@ class PrivateServer:
         max_file_store: int = 1 << 30,
         config: str = "",
         start_timeout_s: float = 15.0,
+        scratch: Path | None = None,
     ) -> None:
         if sync_interval is not None and _SYNC.fullmatch(sync_interval) is None:
             raise Misconfigured(f"sync_interval {sync_interval!r} is neither `always` nor a duration")
@@ -104,6 +106,7 @@ class PrivateServer:
         self._config = config
         self._start_timeout_s = start_timeout_s
         self._port = port
+        self._scratch = scratch
         self._home: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -210,7 +213,7 @@ class PrivateServer:
 
     def _home_dir(self) -> Path:
         if self._home is None:
-            self._home = Path(tempfile.mkdtemp(prefix="meshforge-nats-"))
+            self._home = Path(tempfile.mkdtemp(prefix="meshforge-nats-", dir=self._scratch))
         return self._home
 
     def _write_config(self) -> Path:

@@ -31,11 +31,11 @@ KILLED_WORKER = [
     for point, action in (("after_lease", "kill"), ("before_recovery", "restart"), ("after_recovery", "pause(0.7)"))
 ]
 FORGETFUL = [
-    "nats:received@2=copy; nats:after_ack@3=rollback",
+    "nats:received@3=copy; nats:after_ack@3=rollback",
     "nats:received@3=copy; nats:in_publish@3=rollback",
-    "nats:received@2=copy; nats:before_publish@4=rollback; nats:in_recovery@1=kill",
+    "nats:received@3=copy; nats:before_publish@5=rollback; nats:in_recovery@1=kill",
     "nats:received@3=copy; worker#1:after_ack@4=kill; nats:worker#2.after_lease@1=rollback",
-    "nats:received@2=copy; worker#1:before_ack@3=kill; nats:worker#2.before_recovery@1=rollback",
+    "nats:received@3=copy; worker#1:before_ack@4=kill; nats:worker#2.before_recovery@1=rollback",
 ]
 BEYOND_THE_WINDOW = [
     "worker#1:in_publish@1=kill(1.3)",

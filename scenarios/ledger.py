@@ -2,7 +2,7 @@
 
 Accounts pay each other. A transfer is two commands: a withdrawal, refused if the account is short, and the deposit
 that the withdrawal sends to the other account, so that between the two the money is on its way. Some withdrawals are
-sent twice. The worker is killed at the first hits of every point of a turn.
+sent twice. The agent is in `scenarios/bank.py`. The worker is killed at the first hits of every point of a turn.
 
 What must hold, beside the guarantees: no account is ever overdrawn, and what all accounts hold together with what is
 on its way is what was paid in. On every corpse too: money has left one account and not reached the other only while
@@ -15,17 +15,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from random import Random
 
-import attrs
-
 from chaos.checkers import Checker, Finding
 from chaos.evidence import Evidence, Sent, envelope_of
 from chaos.scenario import Scenario
+from chaos.script import main
 from chaos.sweep import Sweep
 from chaos.workload import Workload
-from meshforge_trio.agent import Agent, Context, Send
-from meshforge_trio.errors import Refused
 from meshforge_trio.points import Point
-from meshforge_trio.runtime import App
 
 #: Where money may be on its way.
 TRANSFERS = (
@@ -40,77 +36,6 @@ TRANSFERS = (
     Point.AFTER_ACK,
 )
 ACCOUNTS = ("ann", "bob", "cem")
-
-
-@attrs.frozen
-class Money:
-    cents: int
-
-
-@attrs.frozen
-class Transfer:
-    cents: int
-    to: str
-
-
-@attrs.frozen
-class Opened:
-    cents: int
-    entity_version: int = 0
-
-
-@attrs.frozen
-class Withdrawn:
-    cents: int
-    to: str
-    entity_version: int = 0
-
-
-@attrs.frozen
-class Deposited:
-    cents: int
-    entity_version: int = 0
-
-
-account: Agent[int] = Agent("account", state=int, initial=int)
-
-
-@account.command("open")
-def open_account(balance: int, payload: Money, ctx: Context) -> Opened:
-    return Opened(payload.cents)
-
-
-@account.command("withdraw")
-def withdraw(balance: int, payload: Transfer, ctx: Context) -> list[object]:
-    if payload.cents > balance:
-        raise Refused(f"{ctx.entity_id} has {balance}, not {payload.cents}", code="short", field="cents")
-    return [
-        Withdrawn(payload.cents, payload.to),
-        Send("account", "deposit", {"cents": payload.cents}, entity_id=payload.to),
-    ]
-
-
-@account.command("deposit")
-def deposit(balance: int, payload: Money, ctx: Context) -> Deposited:
-    return Deposited(payload.cents)
-
-
-@account.event("opened")
-def opened(balance: int, event: Opened) -> int:
-    return balance + event.cents
-
-
-@account.event("withdrawn")
-def withdrawn(balance: int, event: Withdrawn) -> int:
-    return balance - event.cents
-
-
-@account.event("deposited")
-def deposited(balance: int, event: Deposited) -> int:
-    return balance + event.cents
-
-
-app = App([account])
 
 
 def books(evidence: Evidence) -> Iterator[Finding | int]:
@@ -167,7 +92,7 @@ def workload(seed: int) -> Sequence[Sent]:
 SCENARIO = Scenario(
     "ledger",
     __doc__,
-    "scenarios.ledger:app",
+    "scenarios.bank:app",
     workload,
     searches=[
         Sweep(points=TRANSFERS, batches=(1,), nth_max=2),
@@ -179,7 +104,4 @@ SCENARIO = Scenario(
 )
 
 if __name__ == "__main__":
-    # Not above: workers import this module for its agents.
-    from chaos.script import main
-
     main(SCENARIO)

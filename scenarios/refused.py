@@ -60,7 +60,7 @@ SCENARIO = Scenario(
     __doc__,
     "chaos.agents:counter_only",
     workload,
-    searches=[Sweep(points=A_TURN, batches=(64,), nth_max=2), Fixed(RESENT, batches=(1, 64))],
+    searches=[Sweep(points=A_TURN, batches=(64,), nth_max=2), Fixed(RESENT)],
     claims=("G1", "G2", "G3", "G4", "G5", "G6", "G7", "G8", "G12", "G13"),
 )
 

@@ -48,7 +48,10 @@ SCENARIO = Scenario(
     __doc__,
     "chaos.agents:counter_only",
     workload,
-    searches=[Sweep(points=A_TURN, batches=(1, 64), nth_max=2)],
+    searches=[
+        Sweep(points=A_TURN, batches=(1,), nth_max=2),
+        Sweep(points=A_TURN, batches=(64,), nth_max=1),
+    ],
     claims=("G1", "G2", "G3", "G4", "G5", "G6", "G7", "G8", "G12", "G13"),
 )
 

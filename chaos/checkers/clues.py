@@ -90,7 +90,11 @@ class Clues:
 
     def was_accepted(self, sent: Sent) -> bool:
         """Whether this one of `evidence.sent` is among the accepted."""
-        return any(each is sent for each in self.accepted)
+        return id(sent) in self._accepted_ids
+
+    @cached_property
+    def _accepted_ids(self) -> frozenset[int]:
+        return frozenset(map(id, self.accepted))
 
     def may_be_forgotten(self, sent: Sent) -> bool:
         """Whether the broker itself may have lost it: stored after the copy that was put back."""
@@ -112,8 +116,18 @@ class Clues:
         return frozenset((m.subject, str(envelope_of(m).get("id"))) for m in self.evidence.commands)
 
     def waits(self, sent: Sent) -> bool:
-        """Whether it is still in the command stream."""
-        return (sent.subject, sent.command.id) in self.waiting
+        """Whether it is still in the command stream: by its id, or, where its body is no envelope, by its place."""
+        return (sent.subject, sent.command.id) in self.waiting or (
+            (sent.subject, self._seq_of_each.get(id(sent), 0)) in self._places_taken
+        )
+
+    @cached_property
+    def _seq_of_each(self) -> Mapping[int, int]:
+        return {id(self.evidence.sent[i]): seq for i, seq in self.seq_of.items()}
+
+    @cached_property
+    def _places_taken(self) -> frozenset[tuple[str, int]]:
+        return frozenset((m.subject, m.seq) for m in self.evidence.commands if not envelope_of(m).get("id"))
 
     @cached_property
     def asked(self) -> Mapping[tuple[Scope, str], Asked]:

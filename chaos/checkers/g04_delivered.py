@@ -39,6 +39,11 @@ def _ids(clues: Clues) -> Iterator[Finding | int]:
             rows = [row for row in clues.evidence.rows.outputs if row.msg_id == msg_id]
             names = ", ".join(f"{row.scope} output {row.n}" for row in rows)
             yield Finding(f"Msg-Id {msg_id} belongs to {names}", [row.key for row in rows], str(rows[0].scope))
+    for row in clues.evidence.rows.outputs:
+        told = clues.told(row).get("id")
+        if row.kind == "command" and told != row.msg_id:
+            what = f"output {row.n}, {row.subject}, has Msg-Id {row.msg_id}, and its body the id {told}"
+            yield Finding(f"{row.scope} {what}", [row.key], str(row.scope))
     bodies = {(row.subject, row.body): row for row in clues.evidence.rows.outputs}
     for stream in (EVENTS, FAILED):
         messages = clues.streamed(stream)
@@ -48,10 +53,10 @@ def _ids(clues: Clues) -> Iterator[Finding | int]:
                 keys = [row.key for row in [clues.by_msg_id.get(msg_id)] if row is not None]
                 yield Finding(f"Msg-Id {msg_id} is in {stream} {count} times", keys)
         for message in messages:
-            row = bodies.get((message.subject, message.body))
-            if row is not None and message.msg_id not in clues.by_msg_id:
-                what = f"{row.scope} output {row.n}, {row.subject}, has Msg-Id {row.msg_id} and was published as"
-                yield Finding(f"{what} {message.msg_id}", [row.key], str(row.scope))
+            found = bodies.get((message.subject, message.body))
+            if found is not None and message.msg_id not in clues.by_msg_id:
+                what = f"output {found.n}, {found.subject}, has Msg-Id {found.msg_id} and was published as"
+                yield Finding(f"{found.scope} {what} {message.msg_id}", [found.key], str(found.scope))
 
 
 def _marks(clues: Clues, scope: Scope, marks: Sequence[MarkRow]) -> Iterator[Finding | int]:

@@ -90,14 +90,10 @@ class Strikes:
         return since if listens else None
 
     @cached_property
-    def touched_answers(self) -> bool:
-        """Whether anything struck that may have swallowed an answer."""
-        return any(record.kind == "deaf" or _touches_answers(record) for record in self._history)
-
-    @cached_property
     def uncounted_calls(self) -> int:
         """How many calls of a handler may have gone uncounted: the process lived on, and its commit did not happen."""
-        return sum((fault.actor, fault.action) != ("worker", "kill") for fault in self.faults)
+        harmless = (("worker", "kill"), ("client", "resend"), ("nats", "copy"))
+        return sum((fault.actor, fault.action) not in harmless for fault in self.faults)
 
     @cached_property
     def incidents(self) -> Sequence[Incident]:

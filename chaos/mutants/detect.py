@@ -80,12 +80,13 @@ async def detect(mutant: Mutant, lab: Lab, tries: int = 1, *, true_runs: TrueRun
     truth = await (true_runs or TrueRuns(lab)).of(case)
     if truth.status is not Status.PASS:
         return Detection(mutant, False, (), False, truth, truth, 0)
+    mutated = attrs.evolve(case, replay=f"meshforge-chaos mutants {mutant.name}")
     tried = 0
     caught = False
     try:
         while tried < tries and not caught:
             tried += 1
-            outcome = await lab.run(case, patch=mutant.patch)
+            outcome = await lab.run(mutated, patch=mutant.patch)
             caught = outcome.status is Status.VIOLATION and mutant.guarantee in outcome.verdict.broken_ids
     finally:
         await lab.let_go(mutant.patch)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import attrs
 import jinja2
@@ -31,6 +32,7 @@ _TEMPLATES: Final = Path(__file__).parent / "templates"
 _SCRIPTS: Final = ("scale.js", "timeline.js", "page.js")
 _GUARANTEES: Final = tuple(f"G{number}" for number in range(1, 14))
 _ROWS_MAX: Final = 100
+_TELLING: Final = re.compile("[<>&\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _WORDS: Final = {
     "pass": ("Passed", "Every guarantee that was judged holds."),
     "violation": ("Violation", "A guarantee does not hold."),
@@ -78,7 +80,7 @@ def render_html(run_dir: Path) -> str:
         rows_left_out=max(0, len(known) - _ROWS_MAX),
         total=drawn["total"],
         undrawn=drawn["total"] - len(drawn["records"]),
-        embedded=_embedded({**drawn, "focus": sorted(names) if about else []}),
+        embedded=Markup(_json({**drawn, "focus": sorted(names) if about else []})),  # noqa: S704
         style=Markup(style),  # noqa: S704
         script=Markup(script),  # noqa: S704
         style_hash=_hash(style),
@@ -88,20 +90,13 @@ def render_html(run_dir: Path) -> str:
 
 
 def _json(value: object) -> str:
-    return orjson.dumps(value).decode()
+    """JSON in which no character means anything to a parser of HTML, or turns the direction of what stands around."""
+    return _TELLING.sub(lambda found: f"\\u{ord(found.group()):04x}", orjson.dumps(value).decode())
 
 
 def _lines(text: str) -> str:
     """Plain text that keeps its lines."""
     return "\n".join(plain(line) for line in text.splitlines())
-
-
-def _embedded(value: Mapping[str, Any]) -> Markup:
-    """JSON that no parser of HTML can take for the end of its element, or for anything but text."""
-    text = orjson.dumps(value).decode()
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)  # noqa: S704
 
 
 def _hash(text: str) -> str:

@@ -81,7 +81,8 @@ def _counts(run: Run) -> str:
     workers = sum(record.kind == "spawn" for record in run.history)
     seconds = run.ms(run.history[-1]) / 1000
     killed = exits.count(-9)
-    return f"({len(run.sent)} sent, {workers} workers, {killed} killed, {seconds:.2f} s)"
+    noun = "worker" if workers == 1 else "workers"
+    return f"({len(run.sent)} sent, {workers} {noun}, {killed} killed, {seconds:.2f} s)"
 
 
 def _labelled(label: str, lines: Sequence[str]) -> Iterator[str]:
@@ -140,7 +141,7 @@ def _broken(run: Run) -> Iterator[str]:
         for group in mine[:_FINDINGS_MAX]:
             yield from _finding(run, group)
         if len(mine) > _FINDINGS_MAX:
-            yield f"  ... and {len(mine) - _FINDINGS_MAX} more findings"
+            yield f"  ... and {len(mine) - _FINDINGS_MAX} more"
     for judgement in run.verdict.judgements:
         if judgement.failure:
             yield ""
@@ -200,7 +201,10 @@ def _aftermath(run: Run, names: frozenset[Name]) -> Iterator[str]:
             yield from wrapped(f"image {image.number} cannot be read: {image.trouble}", WIDTH)
     if not any(image is not None and image.evidence is not None for image in images):
         return
-    titles = ("before the crash", "after the crash", "after recovery")
+    titles: Sequence[str] = ("before the crash", "after the crash", "after recovery")
+    if images[1] is None:
+        # Nobody died.
+        titles, images = titles[2:], images[2:]
     heads = [f"{title} ({_where(image)})" for title, image in zip(titles, images, strict=True)]
     sights = [None if i is None or i.evidence is None else Sight(i.evidence) for i in images]
     for scope, key in sorted(names)[:_ROWS_MAX]:
@@ -213,7 +217,7 @@ def _aftermath(run: Run, names: frozenset[Name]) -> Iterator[str]:
             if any(texts) or label in ("key record", "outputs"):
                 yield from _row(label, [text or ["-"] for text in texts])
     if len(names) > _ROWS_MAX:
-        yield f"  ... and {len(names) - _ROWS_MAX} more keys"
+        yield f"  ... and the rows of {len(names) - _ROWS_MAX} more"
 
 
 def _where(image: Image | None) -> str:

@@ -17,11 +17,12 @@ from chaos.workload import Workload
 
 
 def workload(seed: int) -> Sequence[Sent]:
-    """One command, innocent and unlucky."""
+    """One command, innocent and unlucky, and enough behind it that no pull of the stopped worker stays open."""
     commands = Workload()
-    # Which of its ends it meets is for the last worker to say; that it is one of them, for G2.
     commands.send("counter", "add", {"amount": 1}, entity="a", expect=["dead"])
-    commands.send("counter", "add", {"amount": 2}, entity="a", expect=["decided"], phase="after")
+    for amount in range(2, 7):
+        commands.send("counter", "add", {"amount": amount}, entity="a", expect=["decided"])
+    commands.send("counter", "add", {"amount": 7}, entity="a", expect=["decided"], phase="after")
     return commands
 
 

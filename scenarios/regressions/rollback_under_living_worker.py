@@ -16,9 +16,9 @@ from chaos.workload import Workload
 
 
 def workload(seed: int) -> Sequence[Sent]:
-    """Two commands to one entity."""
+    """Four commands to one entity."""
     commands = Workload()
-    for amount in range(1, 3):
+    for amount in range(1, 5):
         commands.send("counter", "add", {"amount": amount}, entity="a", expect=["decided"])
     commands.send("counter", "add", {"amount": 9}, entity="a", expect=["decided"], phase="after")
     return commands
@@ -29,7 +29,7 @@ SCENARIO = Scenario(
     __doc__,
     "chaos.agents:counter_only",
     workload,
-    searches=[Fixed(["nats:received@2=copy; nats:after_ack@2=rollback"], batches=(1,))],
+    searches=[Fixed(["nats:received@3=copy; nats:after_ack@3=rollback"], batches=(1,))],
     claims=("G1", "G2", "G3", "G4", "G5", "G12", "G13"),
 )
 

@@ -17,11 +17,11 @@ from chaos.workload import Workload
 
 
 def workload(seed: int) -> Sequence[Sent]:
-    """Two commands to one entity, and six when the stopped worker goes on."""
+    """Six commands to one entity, and six more when the stopped worker goes on."""
     commands = Workload()
-    commands.send("counter", "add", {"amount": 1}, entity="a", expect=["decided"])
-    commands.send("counter", "add", {"amount": 2}, entity="a", expect=["decided"])
-    for amount in range(3, 9):
+    for amount in range(6):
+        commands.send("counter", "add", {"amount": amount}, entity="a", expect=["decided"])
+    for amount in range(6):
         commands.send("counter", "add", {"amount": amount}, entity="a", expect=["decided"], phase="after")
     return commands
 
@@ -32,7 +32,6 @@ SCENARIO = Scenario(
     "chaos.agents:counter_only",
     workload,
     searches=[Fixed(["worker#1:after_ack@1=stop"], batches=(1,))],
-    engine={"ack_wait_s": 10.0},
     lease_ttl_s=0.3,
     claims=("G1", "G2", "G3", "G4", "G5", "G12", "G13"),
 )

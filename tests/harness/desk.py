@@ -85,9 +85,9 @@ class Desk:
     def __attrs_post_init__(self) -> None:
         self.begin()
 
-    def begin(self) -> None:
-        """A new engine: nothing in memory but what the store says."""
-        self.mark = self.marks[-1]
+    def begin(self, mark: Mark | None = None) -> None:
+        """A new session: nothing in memory but what the store says, and the mark that the streams confirm."""
+        self.mark = self.marks[-1] if mark is None else mark
         self.waiting = Waiting(self.attempts.values(), self.policy, 1000)
         self.cache = Cache(100)
 

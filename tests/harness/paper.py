@@ -21,7 +21,7 @@ from meshforge_trio.intake import Incoming, read_delivery
 from meshforge_trio.plan import Plan
 from meshforge_trio.policy import RetryPolicy
 from meshforge_trio.session import moved
-from meshforge_trio.store.port import Attempt, Commit, Output
+from meshforge_trio.store.port import Attempt, Commit, Mark, Output
 from meshforge_trio.subjects import COMMANDS, EVENTS, FAILED, Scope, parse_subject
 
 from .desk import AGENTS, Desk, Notebook, all_rows
@@ -61,6 +61,8 @@ class Paper:
         self.once: set[str] = set()
         self.now = 1000.0
         self.worker = 1
+        self.serving = False
+        self._copy: Any = None
         self.history.write("header", version=1, scenario="paper", plan="", app="paper")
         self.history.write("listening", actor="client")
         self._spawn()
@@ -90,7 +92,8 @@ class Paper:
         """Something that is no envelope; the store knows it by its bytes."""
         headers = headers_of("raw")
         key = garbage_key(subject, body, headers)
-        self.sent.append(Sent(command(COUNTER, "add", len(self.sent), id=f"raw{len(self.sent)}"), key=key))
+        scope = parse_subject(subject).scope
+        self.sent.append(Sent(command(scope, "add", len(self.sent), id=f"raw{len(self.sent)}"), key=key))
         id_ = self.sent[-1].command.id
         self.history.write("send", actor="client", id=id_, key=key, subject=subject, phase="main")
         self.history.write("ok", actor="client", id=id_, seq=self._store_command(subject, body, "raw"))
@@ -126,6 +129,8 @@ class Paper:
 
         A command that may have died in a handler runs alone.
         """
+        if not self.serving:
+            self.recover()
         desk = self.desks[scope]
         self.now += 1.0
         batch: list[Incoming] = []
@@ -238,25 +243,72 @@ class Paper:
         told = dumped_body(message.body)
         self.history.write("heard", actor="client", subject=message.subject, msg_id=message.msg_id, **told)
 
-    def kill(self, point: str) -> None:
-        """SIGKILL at a point; a successor is there, and has not recovered."""
+    def kill(self, point: str, action: Literal["kill", "stop"] = "kill") -> None:
+        """The worker dies at a point, or is stopped for good; a successor is there, and has not recovered."""
         self.history.write("point", point=point, nth=1)
-        self.history.write("fault", rule=f"worker#{self.worker}:{point}@1=kill")
-        self.history.write("exit", status=-9)
+        self.history.write("fault", rule=f"worker#{self.worker}:{point}@1={action}")
+        if action == "kill":
+            self.history.write("exit", status=-9)
         self.corpse = self.image(final=False)
         self.worker += 1
         self._spawn()
-        for desk in self.desks.values():
-            desk.begin()
+        self._new_session()
 
-    def recover(self) -> None:
-        """What the store has and the streams lack is published, in order."""
+    def _new_session(self) -> None:
+        self.serving = False
+        for desk in self.desks.values():
+            desk.begin(self._confirmed(desk))
+
+    def _confirmed(self, desk: Desk) -> Mark | None:
+        """The newest mark that both streams confirm; one written over an empty stream only while it is the newest."""
+        ids = {stream: {m.seq: m.msg_id for m in messages} for stream, messages in self.streams.items()}
+        for mark in reversed(desk.marks):
+            told = ((EVENTS, mark.event_seq, mark.event_id), (FAILED, mark.failed_seq, mark.failed_id))
+            held = all(seq == 0 or ids[stream].get(seq) == msg_id for stream, seq, msg_id in told)
+            if held and (mark.event_seq or mark.n == desk.marks[-1].n):
+                return mark
+        return None
+
+    def copy(self) -> None:
+        """Take a copy of all that the broker has."""
+        self.history.write("fault", rule="nats:received@1=copy")
+        heard = {scope: set(desk.heard_events) for scope, desk in self.desks.items()}
+        streams = {stream: list(messages) for stream, messages in self.streams.items()}
+        self._copy = (dict(self.commands), streams, self.seqs, set(self.once), heard)
+
+    def roll_back(self) -> bool:
+        """Put the copy back under the living worker; false, and nothing done, if the runtime would refuse it."""
+        now = (self.commands, self.streams, self.seqs, self.once)
+        if self._copy is None:
+            return False
+        commands, streams, self.seqs, once, heard = self._copy
+        self.commands, self.once = dict(commands), set(once)
+        self.streams = {stream: list(messages) for stream, messages in streams.items()}
+        if any(self._confirmed(desk) is None for desk in self.desks.values()):
+            self.commands, self.streams, self.seqs, self.once = now
+            return False
+        self.history.write("fault", rule="nats:received@2=rollback")
+        self.history.write("down", actor="nats", why="rollback")
+        self.history.write("up", actor="nats")
+        for scope, desk in self.desks.items():
+            desk.heard_events = set(heard[scope])
+        self._new_session()
+        return True
+
+    def recover(self, dies_after: int = -1) -> None:
+        """What the store has and the streams lack is published, in order; maybe killed after so many."""
+        self.serving = True
         for desk in self.desks.values():
             there = {message.msg_id: message for stream in self.streams.values() for message in stream}
             after = desk.outputs[desk.mark.n :]
             acks = []
             for output in after:
                 message = there.get(output.msg_id)
+                if message is None:
+                    if dies_after == 0:
+                        self.kill("in_recovery")
+                        return
+                    dies_after -= 1
                 stream = FAILED if output.kind == "dead" else EVENTS
                 acks.append(PubAck(stream, message.seq) if message else self._publish(desk, output))
             if after:

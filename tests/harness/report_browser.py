@@ -40,6 +40,7 @@ import os, sys
 ours = [os.dup(int(sys.argv[1])), os.dup(int(sys.argv[2]))]
 for number, descriptor in zip((3, 4), ours):
     os.dup2(descriptor, number)
+    os.set_inheritable(number, True)
 os.execv(sys.argv[3], sys.argv[3:])
 """
 
@@ -170,9 +171,7 @@ class Page:
 
     def js(self, expression: str) -> Any:
         """The value of an expression."""
-        answer = self.call(
-            "Runtime.evaluate", {"expression": expression, "returnByValue": True, "awaitPromise": True}
-        )
+        answer = self.call("Runtime.evaluate", {"expression": expression, "returnByValue": True, "awaitPromise": True})
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 

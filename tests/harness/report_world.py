@@ -29,7 +29,9 @@ from meshforge_trio.subjects import COMMANDS, EVENTS, FAILED, event_subject
 __all__ = ["HOSTILE", "SENTENCES", "Stage", "big_run", "failing_run", "happened", "judgement", "passing_run", "staged"]
 
 #: What keys, names and payloads may hold: an end of script, quotes, marks of templates, emoji, text that turns round.
-HOSTILE: Final = "</script><script>document.documentElement.dataset.error='owned'</script>\"'`{{7*7}}&amp;\u202e\x1b[31m😀"
+HOSTILE: Final = (
+    "</script><script>document.documentElement.dataset.error='owned'</script>\"'`{{7*7}}&amp;\u202e\x1b[31m😀"
+)
 SENTENCES: Final[Mapping[str, str]] = {
     "G1": "Not forgotten: a command the stream accepted ends decided.",
     "G2": "Effect once: at most one committed decision per key.",

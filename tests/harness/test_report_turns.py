@@ -128,7 +128,7 @@ def test_workers_do_not_mix() -> None:
 
 def test_a_session_after_a_fault_goes_on_with_nothing_of_before() -> None:
     fault = ("nats", "fault", {"rule": "nats:received@1=restart"})
-    up = ("nats", "up", {})
+    up: Told = ("nats", "up", {})
     told = [*at("received before_store in_store"), fault, *at("after_store"), up, *at("after_lease")]
     assert shown(*told, *at(WHOLE)) == ["received before_store in_store after_store", f"{WHOLE}+"]
     # Without a fault it is the session of another engine, and turns go on.
@@ -143,7 +143,9 @@ def test_after_a_fault_a_turn_that_stands_still_comes_last() -> None:
 
 def test_points_in_another_order_belong_to_the_newest_turn() -> None:
     assert shown(*at("received before_ack after_ack before_store in_store")) == ["received before_ack after_ack+"]
-    assert shown(*at("received after_publish before_store in_store")) == ["received after_publish before_store in_store"]
+    assert shown(*at("received after_publish before_store in_store")) == [
+        "received after_publish before_store in_store"
+    ]
     assert shown(*at("before_store in_publish after_ack")) == []
 
 

@@ -16,8 +16,8 @@ _ENGINE: Final = "meshforge_trio.engine"
 _PLAN: Final = "meshforge_trio.plan"
 _WAITING: Final = "meshforge_trio.waiting"
 
-_RUN_UNCOUNTED: Final = Edit(
-    _ENGINE, "            await protocol.attempt(session, one)\n", "            await protocol.turn(session, [one])\n"
+_NOBODY_SUSPECTED: Final = Edit(
+    _ENGINE, "            one.suspect = one.key not in reading.keys\n", "            one.suspect = False\n"
 )
 
 MUTANTS: Final[Sequence[Mutant]] = (
@@ -27,12 +27,7 @@ MUTANTS: Final[Sequence[Mutant]] = (
         "G11",
         "Counts what a handler raises, and forgets that one may take its process with it.",
         grounds.blamed,
-        _RUN_UNCOUNTED,
-        Edit(
-            _DECIDE,
-            "        if incoming.suspect and not incoming.alone:\n",
-            "        if incoming.suspect and incoming.alone:\n",
-        ),
+        _NOBODY_SUSPECTED,
     ),
     mutant(
         "attempts-kept-by-the-broker",
@@ -40,12 +35,7 @@ MUTANTS: Final[Sequence[Mutant]] = (
         "G11",
         "Takes the broker's count of deliveries for its own, which begins anew with every session.",
         grounds.blamed,
-        _RUN_UNCOUNTED,
-        Edit(
-            _DECIDE,
-            "        if incoming.suspect and not incoming.alone:\n",
-            "        if incoming.suspect and incoming.alone:\n",
-        ),
+        _NOBODY_SUSPECTED,
         Edit(
             _DECIDE,
             "        made = 0 if attempt is None else attempt.attempts - incoming.alone\n",
@@ -73,7 +63,8 @@ MUTANTS: Final[Sequence[Mutant]] = (
         "attempts-charged-to-the-held",
         "R7",
         "G11",
-        "Counts an attempt for whatever is redelivered, and does not take it back from one that was only waiting.",
+        "Counts an attempt for whatever is redelivered, also for what only waited: it asks neither whether it had sent "
+        "the command back itself, nor whether the command may run now. Either question alone would do.",
         grounds.explosions,
         Edit(
             _ENGINE,
@@ -84,11 +75,6 @@ MUTANTS: Final[Sequence[Mutant]] = (
             _ENGINE,
             "        return session.waiting.delay_s(one, self._clock.now()) is not None\n",
             "        return False\n",
-        ),
-        Edit(
-            "meshforge_trio.protocol",
-            "        await session.take_back_attempt(incoming, before)\n",
-            "        at(IN_ATTEMPT)\n",
         ),
     ),
     mutant(

@@ -389,17 +389,14 @@ function makeTimeline(box, overview, run, told) {
     else redraw();
   }
 
-  function nearest(px, py) {
-    let best = null, least = 11 * 11;
-    for (const item of drawn) {
-      const away = (item.x - px) ** 2 + (item.y - py) ** 2;
-      // Of two that lie upon each other the one drawn later is the one that is seen.
-      if (away <= least) {
-        least = away;
-        best = item;
-      }
-    }
-    return best;
+  // What lies under the mouse, the nearest first; of what lies upon each other, that drawn last, which is seen.
+  function under(px, py) {
+    const near = drawn
+      .map((item, order) => ({ item, order, away: Math.hypot(item.x - px, item.y - py) }))
+      .filter((found) => found.away <= 11)
+      .sort((a, b) => a.away - b.away || b.order - a.order);
+    const touching = near.filter((found) => found.away <= near[0].away + 5);
+    return [...new Set(touching.flatMap((found) => found.item.members))];
   }
 
   function pointAt(event) {
@@ -429,15 +426,14 @@ function makeTimeline(box, overview, run, told) {
     drag = null;
     box.classList.remove("dragging");
     if (!was || was.moved || !chart.contains(event.target)) return;
-    const item = nearest(...pointAt(event));
-    told.pin(item ? item.members[0] : -1);
+    told.pin(under(...pointAt(event))[0] ?? -1);
   });
   window.addEventListener("pointercancel", () => { drag = null; });
   chart.addEventListener("pointermove", (event) => {
     if (drag && drag.moved) return;
-    const item = nearest(...pointAt(event));
-    box.classList.toggle("over", Boolean(item));
-    if (item) told.hover(item.members, event.clientX, event.clientY);
+    const found = under(...pointAt(event));
+    box.classList.toggle("over", found.length > 0);
+    if (found.length) told.hover(found, event.clientX, event.clientY);
     else told.leave();
   });
   chart.addEventListener("pointerleave", () => told.leave());
