@@ -232,9 +232,11 @@ class _Run:
     async def _workers(self) -> None:
         """Start one worker after another until one has finished everything."""
         for _ in range(_WORKERS_MAX):
+            # Before it exists: it may come to a rule of its own at once.
+            handed_over = self.director.handed_over = trio.Event()
             worker = await self._world.spawn()
             with trio.move_on_after(self._case.deadline_s) as waited:
-                finished = await self._finish(worker)
+                finished = await self._finish(worker, handed_over)
             if waited.cancelled_caught:
                 # Whatever is left now is for the checkers to say.
                 worker.send_signal(signal.SIGKILL)
@@ -261,9 +263,8 @@ class _Run:
         if idle or status == NEVER_A_WORKER:
             raise WorldError(f"{worker.name} ended with {status} before it got to work; it said:\n{worker.tail()}")
 
-    async def _finish(self, worker: Worker) -> bool:
+    async def _finish(self, worker: Worker, handed_over: trio.Event) -> bool:
         """Serve until all is decided, then drain; false when `worker` ended or was replaced before."""
-        handed_over = self.director.handed_over = trio.Event()
         await self._world.serving(worker)
         while True:
             await self._all_decided(worker, handed_over)

@@ -257,4 +257,6 @@ async def open_lab(parallel: int = 1, reports: Path | None = None, *, keep: bool
             nursery.cancel_scope.cancel()
     finally:
         for server in servers:
+            # What it holds is thrown away, so it need not put it in order.
+            server.kill()
             server.stop()

@@ -46,14 +46,8 @@ class Observer:
         self._connected = trio.Event()
         self.received: list[tuple[str, bytes]] = []
 
-    async def keep_connected(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Hold one connection after another, until cancelled.
-
-        Raises:
-            SessionLost, Misconfigured: the first one could not be made.
-        """
-        wire = await self._dial()
-        task_status.started()
+    async def keep_connected(self, wire: Wire) -> None:
+        """Hold one connection after another, `wire` the first, until cancelled."""
         while True:
             self._write("deaf", reason=await wire.connection.wait_lost())
             await self._hang_up()
@@ -62,11 +56,16 @@ class Observer:
     async def _dialled_again(self) -> Wire:
         while True:
             try:
-                return await self._dial()
+                return await self.dial()
             except (SessionLost, Misconfigured):
                 await trio.sleep(_POLL_S)
 
-    async def _dial(self) -> Wire:
+    async def dial(self) -> Wire:
+        """Connect, declare the streams, and listen.
+
+        Raises:
+            SessionLost, Misconfigured: the server cannot be reached, or has streams of another kind.
+        """
         connection = await connect(self._options)
         try:
             wire = Wire.over(connection)
@@ -235,8 +234,9 @@ async def open_observer(
         SessionLost, Misconfigured: the server cannot be reached, or has streams of another kind.
     """
     observer = Observer(url, history, duplicate_window_s, hear)
+    wire = await observer.dial()
     async with trio.open_nursery() as nursery:
-        await nursery.start(observer.keep_connected)
+        nursery.start_soon(observer.keep_connected, wire)
         try:
             yield observer
         finally:

@@ -1,4 +1,4 @@
-"""Flaw plans: one line of text, stored as it is, read with errors that point at the column.
+"""Fault plans: one line of text, stored as it is, read with errors that point at the column.
 
     plan   = rule *( ";" rule )
     rule   = "worker" "#" N ":" POINT "@" nth "=" action

@@ -1,8 +1,8 @@
 """A process that rebuilds states from copies of stores: under another clock, hash seed and time zone than the workers.
 
 Hash seed and zone are in its environment. The clock of `time` is shifted here, before anything that may read it is
-imported. That of `datetime` cannot be without changing its classes: by itself it tells another time at each call, and
-another local date in another zone.
+imported, by over a year, and by other days for another hash seed. That of `datetime` cannot be without changing its
+classes: by itself it tells another time at each call, and another local date in a zone far away.
 
 It is single-threaded, has imported everything but the app, and forks for each order, so that orders leave nothing
 behind: 10 ms instead of 500. It speaks JSON lines over its standard streams and dies with its parent. Started by
@@ -34,14 +34,17 @@ from chaos.mutants.patch import install, patch_from_json
 
 __all__ = ["main", "shift_clock"]
 
-#: How far the clock is ahead: another day of the week, month and year.
-SHIFT_S: Final = 400 * 24 * 3600
+_DAY_S: Final = 24 * 3600
+#: How far the clock is ahead at least: another day of the week, month and year.
+_DAYS_MIN: Final = 400
+#: How many replayers see other days than each other.
+_DAYS_APART: Final = 997
 
 
 def main() -> None:
     """Serve orders until the parent is gone."""
     die_with_parent()
-    shift_clock()
+    shift_clock(days=_DAYS_MIN + int(os.environ["PYTHONHASHSEED"]) % _DAYS_APART)
     if len(sys.argv) > 1:
         install(patch_from_json(json.loads(sys.argv[1])))
     # What an app prints must not end up among the answers.
@@ -55,8 +58,9 @@ def main() -> None:
     _Server(orders, answers).serve()
 
 
-def shift_clock(by_s: int = SHIFT_S) -> None:
+def shift_clock(days: int) -> None:
     """Have the functions of `time` that read the wall clock tell another time, in this process and those it forks."""
+    by_s = days * _DAY_S
     real_time, real_time_ns = time.time, time.time_ns
     time.time = lambda: real_time() + by_s
     time.time_ns = lambda: real_time_ns() + by_s * 1_000_000_000

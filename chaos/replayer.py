@@ -63,6 +63,11 @@ class Replayer:
             values[Scope(*difference.split(": ", 1)[0].split("/"))] = difference
         return values
 
+    @property
+    def processes(self) -> Sequence[subprocess.Popen[bytes]]:
+        """Those that are there, without what they fork."""
+        return [process.popen for process in self._processes.values()]
+
     def end(self) -> None:
         """Kill every process."""
         for process in self._processes.values():
@@ -104,8 +109,10 @@ class _Asked:
 class _Process:
     """One process of `chaos.rebuild`. `asked` are the orders under way."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        assert popen.stdout is not None
+        self.popen = popen
+        self._answers = trio.lowlevel.FdStream(os.dup(popen.stdout.fileno()))
         self._orders = 0
         self.asked: dict[int, _Asked] = {}
         self.gone = False
@@ -126,20 +133,20 @@ class _Process:
 
     def _write(self, message: Mapping[str, Any]) -> bool:
         """Whether it could be written."""
-        assert self._process.stdin is not None
+        assert self.popen.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
-            self._process.stdin.flush()
+            self.popen.stdin.write(json.dumps(message).encode() + b"\n")
+            self.popen.stdin.flush()
         except BrokenPipeError:
+            self.gone = True
             return False
         return True
 
     async def listen(self) -> None:
         """Take answers until the process is gone; whoever still waits then gets none."""
-        assert self._process.stdout is not None
         rest = b""
-        async with trio.lowlevel.FdStream(os.dup(self._process.stdout.fileno())) as stream:
-            async for chunk in stream:
+        async with self._answers:
+            async for chunk in self._answers:
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
                     answer = json.loads(line)
@@ -153,9 +160,9 @@ class _Process:
 
     def end(self) -> None:
         """Kill it, and with it what it has forked."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
+        self.popen.kill()
+        self.popen.wait()
+        for pipe in (self.popen.stdin, self.popen.stdout):
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()

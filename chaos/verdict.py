@@ -128,7 +128,7 @@ def load_run(home: Path) -> Run:
         RunError: something is missing, truncated, or of a newer version.
     """
     try:
-        told = orjson.loads((home / "run.json").read_bytes())
+        told = _told(home / "run.json")
         newer = told["version"]
         if type(newer) is not int or newer > _RUN_VERSION:
             raise RunError(f"{home}/run.json is of version {newer!r:.40}, this reads up to {_RUN_VERSION}")
@@ -156,6 +156,16 @@ def load_run(home: Path) -> Run:
         what = error if isinstance(error, HistoryError | ImageError | PlanError) else f"{type(error).__name__}: {error}"
         raise RunError(f"{home} cannot be judged: {what}") from error
     return Run(told, plan, history, sent, images)
+
+
+def _told(path: Path) -> Mapping[str, Any]:
+    try:
+        told = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError as error:
+        raise RunError(f"{path.parent} cannot be judged: JSONDecodeError in {path.name}: {error}") from error
+    if not isinstance(told, dict):
+        raise TypeError(f"{path.name} is no object")
+    return told
 
 
 def _sent(told: Mapping[str, Any], outcomes: Mapping[str, str]) -> Sent:

@@ -6,7 +6,6 @@ Results go to stdout, for people or with `--json` for machines; progress and eve
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Final, NoReturn
@@ -101,11 +100,6 @@ def _told(error: BaseException, name: str) -> int:
     for leaf in leaves:
         if isinstance(leaf, KeyboardInterrupt | Interrupted):
             return INTERRUPTED
-    for leaf in leaves:
-        if isinstance(leaf, BrokenPipeError):
-            # The reader of a pipe has had enough; a second failure at the interpreter's end would only be noise.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
     for leaf in leaves:
         if isinstance(leaf, kinds):
             click.echo(f"{name}: {leaf}", err=True)

@@ -14,6 +14,7 @@ from chaos.builtin import find_scenario
 from chaos.certificate import certificate, certificate_text
 from chaos.cli.live import Board, in_lab
 from chaos.cli.options import Order, lab_options
+from chaos.cli.outlet import put, warn
 from chaos.cli.results import page_of, tell_failures, write_report
 from chaos.gate import PROFILES, Gate, Target, run_gate
 from chaos.junit import junit_xml
@@ -139,7 +140,7 @@ def _show(found: Gate, told: Mapping[str, Any], *, quiet: bool) -> None:
     """The reports of the smallest violations, of the first others, and the certificate."""
 
     def say(line: str) -> None:
-        click.echo(line, err=quiet)
+        (warn if quiet else put)(line)
 
     for violation in found.violations:
         text = write_report(violation.shown)
@@ -162,7 +163,7 @@ def _write(found: Gate, told: Mapping[str, Any], junit: Path | None, document: P
         failed = [*found.tally.violations, *found.tally.inconclusive]
         whole = orjson.dumps({**told, "failures": [told_outcome(outcome) for outcome in failed]})
         if str(document) == "-":
-            click.echo(whole)
+            put(whole)
         else:
             _put(document, whole)
 

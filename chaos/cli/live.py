@@ -7,13 +7,13 @@ import signal
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Final, TypeVar
 
-import click
 import trio
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from chaos.cli.options import Order
+from chaos.cli.outlet import warn
 from chaos.lab import Lab, Outcome, open_lab
 from chaos.mutants.detect import Detection
 from chaos.tally import Tally
@@ -128,6 +128,6 @@ async def _cancel_at_signal(scope: trio.CancelScope, task_status: trio.TaskStatu
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         task_status.started()
         async for _ in signals:
-            click.echo("interrupted: ending every process of the runs", err=True)
+            warn("interrupted: ending every process of the runs")
             scope.cancel()
             return

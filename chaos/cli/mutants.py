@@ -12,8 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from chaos.cli.live import Board, in_lab
-from chaos.cli.options import Order, json_option, lab_options, print_json
-from chaos.cli.results import COLOURS, out
+from chaos.cli.options import Order, json_option, lab_options
+from chaos.cli.outlet import out, print_json, put
+from chaos.cli.results import COLOURS
 from chaos.lab import Lab
 from chaos.verdict import EXIT_CODES, Status
 
@@ -45,7 +46,7 @@ def mutants(names: tuple[str, ...], listing: bool, diff: bool, tries: int, **giv
     if diff:
         from chaos.mutants.patch import diff_of  # noqa: PLC0415
 
-        click.echo("\n".join(diff_of(mutant.patch) for mutant in chosen))
+        put("\n".join(diff_of(mutant.patch) for mutant in chosen))
         return 0
     if listing:
         _list(chosen, as_json=order.as_json)

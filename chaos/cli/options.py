@@ -20,7 +20,6 @@ __all__ = [
     "json_option",
     "lab_options",
     "numbers",
-    "print_json",
     "read_plan",
     "run_options",
     "seed_option",
@@ -126,8 +125,3 @@ def numbers(text: str | None, default: tuple[int, ...]) -> tuple[int, ...]:
     if min(found) < 1:
         raise click.UsageError(f"{text!r}: each must be 1 or more")
     return found
-
-
-def print_json(document: Any) -> None:
-    """One line of JSON on stdout."""
-    click.echo(orjson.dumps(document, option=orjson.OPT_NON_STR_KEYS, default=str))

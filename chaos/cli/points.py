@@ -8,8 +8,8 @@ from typing import Any, Final
 import click
 from rich.table import Table
 
-from chaos.cli.options import json_option, print_json
-from chaos.cli.results import out
+from chaos.cli.options import json_option
+from chaos.cli.outlet import out, print_json
 from chaos.plan import ALLOWED, FRAMES
 from meshforge_trio.points import Point
 

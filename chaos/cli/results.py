@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-import click
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from chaos.cli.outlet import put
 from chaos.lab import Outcome
 from chaos.report import ReportError, render_html, render_text
 from chaos.tally import Cell, Reach, Tally, rank, shown_hits
 from chaos.verdict import Status
 
-__all__ = ["COLOURS", "coverage_table", "guarantee_table", "out", "page_of", "summary", "tell_failures", "write_report"]
+__all__ = ["COLOURS", "coverage_table", "guarantee_table", "page_of", "summary", "tell_failures", "write_report"]
 
 COLOURS: Final[Mapping[Status, str]] = {Status.PASS: "green", Status.VIOLATION: "red", Status.INCONCLUSIVE: "yellow"}
-_WIDTH: Final = 140
 _REPORTED_MAX: Final = 3
 _PAGES_MAX: Final = 50
-
-
-def out() -> Console:
-    """Stdout: as wide as the terminal, or wide enough for what reads a pipe."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
 
 
 def summary(name: str, tally: Tally, seconds: float) -> str:
@@ -69,7 +61,7 @@ def coverage_table(tally: Tally, wanted: Sequence[Cell], reasons: Mapping[Cell, 
     return table
 
 
-def tell_failures(tally: Tally, say: Callable[[str], None] = click.echo) -> None:
+def tell_failures(tally: Tally, say: Callable[[str], None] = put) -> None:
     """The first violations as reports, and every one with the line that runs it again; then what is inconclusive.
 
     Each run that was kept gets its page, `report.html`, into its directory.

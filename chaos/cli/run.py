@@ -12,8 +12,9 @@ import click
 
 from chaos.builtin import find_scenario
 from chaos.cli.live import Board, in_lab
-from chaos.cli.options import Order, print_json, read_plan, run_options
-from chaos.cli.results import guarantee_table, out, summary, tell_failures
+from chaos.cli.options import Order, read_plan, run_options
+from chaos.cli.outlet import out, print_json, warn
+from chaos.cli.results import guarantee_table, summary, tell_failures
 from chaos.lab import Lab
 from chaos.project import app_scenario
 from chaos.scenario import Scenario, Search
@@ -108,7 +109,7 @@ def _alone(search: Any, batch: int) -> Search:
 def _show(scenario: Scenario, tally: Tally, seconds: float, order: Order) -> None:
     if order.as_json:
         print_json({"scenario": scenario.name, "seconds": round(seconds, 3), **tally.to_json()})
-        tell_failures(tally, lambda line: click.echo(line, err=True))
+        tell_failures(tally, warn)
         return
     console = out()
     tell_failures(tally)

@@ -12,12 +12,13 @@ import click
 from chaos.again import Past, load_past
 from chaos.builtin import CRASH_MATRIX
 from chaos.cli.live import Board, in_lab
-from chaos.cli.options import Order, json_option, lab_options, print_json, read_plan
-from chaos.cli.results import COLOURS, out, page_of, tell_failures
+from chaos.cli.options import Order, json_option, lab_options, read_plan
+from chaos.cli.outlet import out, print_json, put, warn
+from chaos.cli.results import COLOURS, page_of, tell_failures
 from chaos.lab import Lab
 from chaos.report import render_html, render_text
 from chaos.tally import Tally
-from chaos.verdict import EXIT_CODES, Verdict, judge_run
+from chaos.verdict import EXIT_CODES, RunError, Verdict, judge_run
 
 __all__ = ["judge", "replay", "report"]
 
@@ -35,12 +36,14 @@ def replay(what: str, times: int, batch: int, **given: Any) -> int:
     between them meet every point. Say how often the same guarantee fell.
     """
     order = Order.take(given)
-    if Path(what).is_dir():
+    if what and Path(what).is_dir():
         past = load_past(Path(what))
+    elif "/" in what:
+        raise RunError(f"there is no run directory {what}")
     else:
         past = Past(CRASH_MATRIX.case(read_plan(what), batch=batch, record_frames=True), None, ())
     if past.lacking:
-        click.echo(past.lacking, err=True)
+        warn(past.lacking)
 
     async def work(lab: Lab, board: Board) -> Tally:
         board.stage(f"{past.case.name}: {str(past.case.plan) or 'no fault'}, {times} times")
@@ -57,16 +60,16 @@ def _show_replay(past: Past, tally: Tally, order: Order) -> None:
     counts = {id_: fell[id_] for id_ in (past.broken or sorted(fell))}
     if order.as_json:
         print_json({"plan": str(past.case.plan), "times": tally.total, "fell": counts, **tally.to_json()})
-        tell_failures(tally, lambda line: click.echo(line, err=True))
+        tell_failures(tally, warn)
         return
     tell_failures(tally)
     for id_, count in counts.items():
-        click.echo(f"{id_} fell in {count} of {tally.total}")
+        put(f"{id_} fell in {count} of {tally.total}")
     if not counts:
-        click.echo(f"no guarantee fell in {tally.total} of {tally.total}")
+        put(f"no guarantee fell in {tally.total} of {tally.total}")
     if past.broken:
         same = sum(bool(set(past.broken) & set(outcome.verdict.broken_ids)) for outcome in tally.violations)
-        click.echo(f"reproduced {same} of {tally.total}: {', '.join(past.broken)}")
+        put(f"reproduced {same} of {tally.total}: {', '.join(past.broken)}")
 
 
 @click.command(short_help="Judge a kept run again.")
@@ -76,7 +79,7 @@ def judge(home: Path, as_json: bool) -> int:
     """Judge a run from its directory, with the checkers of today, and say how much each has examined."""
     past = load_past(home)
     if past.lacking:
-        click.echo(past.lacking, err=True)
+        warn(past.lacking)
     verdict = judge_run(home, invariants=past.case.invariants)
     if as_json:
         print_json(verdict.to_json())
@@ -94,7 +97,7 @@ def _show_verdict(verdict: Verdict) -> None:
     lines += [f"{receipt.rule}: pid {receipt.pid} ended with {receipt.status}" for receipt in verdict.receipts]
     for each in verdict.judgements:
         lines.append(f"{'the end' if each.final else f'corpse {each.image}'}: {each.judgement}")
-    click.echo("\n".join(lines))
+    put("\n".join(lines))
 
 
 @click.command(short_help="Write the report of a kept run.")
@@ -108,8 +111,8 @@ def report(home: Path, page: Path | None, show: bool) -> int:
     text, html = render_text(home), render_html(home)
     page = page_of(home) if page is None else page
     page.write_text(html)
-    click.echo(text, nl=False)
-    click.echo(f"page: {page}", err=True)
+    put(text.rstrip("\n"))
+    warn(f"page: {page}")
     if show:
         webbrowser.open(page.resolve().as_uri())
     return 0

@@ -11,8 +11,9 @@ import click
 
 from chaos.builtin import CRASH_MATRIX, FIRST_DEATHS, RECOVERY, find_scenario
 from chaos.cli.live import Board, in_lab
-from chaos.cli.options import Order, batches_option, json_option, lab_options, numbers, print_json, seed_option
-from chaos.cli.results import coverage_table, guarantee_table, out, summary, tell_failures
+from chaos.cli.options import Order, batches_option, json_option, lab_options, numbers, seed_option
+from chaos.cli.outlet import out, print_json, warn
+from chaos.cli.results import coverage_table, guarantee_table, summary, tell_failures
 from chaos.cli.run import explore
 from chaos.lab import Lab
 from chaos.scenario import Search
@@ -107,7 +108,7 @@ def _show(name: str, tally: Tally, wanted: Sequence[Cell], seconds: float, order
                 "coverage": tally.coverage_json(wanted, reasons),
             }
         )
-        tell_failures(tally, lambda line: click.echo(line, err=True))
+        tell_failures(tally, warn)
         return
     console = out()
     tell_failures(tally)

@@ -1,7 +1,7 @@
 """A failing command that was sent twice was called twice and counted once.
 
-Both sendings were in one turn: the first failed, the second was called for the same attempt. A key that has failed in
-a turn is not called again in it.
+Both sendings were in one turn: the first failed, the second was called for the same attempt. Rule R7: attempts are
+counted by key, so a key that has failed in a turn is not called again in it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from chaos.workload import Workload
 
 
 def workload(seed: int) -> Sequence[Sent]:
-    """A failing command, three times in one turn."""
+    """A failing command of no entity, so that nothing is held behind it, three times in one turn."""
     commands = Workload()
-    first = commands.send("counter", "explode", entity="a", expect=["dead"])
+    first = commands.send("counter", "explode", expect=["dead"])
     commands.again(first)
     commands.again(first)
     commands.send("counter", "add", {"amount": 1}, entity="b", expect=["decided"])
     commands.again(first, phase="after")
-    commands.send("counter", "add", {"amount": 2}, entity="a", expect=["decided"], phase="after")
+    commands.send("counter", "add", {"amount": 2}, entity="b", expect=["decided"], phase="after")
     return commands
 
 

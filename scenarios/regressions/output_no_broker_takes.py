@@ -1,6 +1,6 @@
 """An event larger than the broker takes was committed and could never be published.
 
-Every later turn and every recovery stopped at it. Section on outputs: size and subject are checked before the commit,
+Every later turn and every recovery stopped at it. The rule on outputs: size and subject are checked before the commit,
 and what does not fit is the command's own trouble: it is dead-lettered, its neighbours are not concerned.
 """
 

@@ -1,8 +1,8 @@
 """A command that was sent twice kept its entity waiting for ever.
 
 The worker is killed with both sendings in hand. The second came to be run alone, before the first was decided; it then
-counted as a duplicate, its attempt was never ended, and everything behind it waited for that. A duplicate ends the
-attempt of its key.
+counted as a duplicate, its attempt was never ended, and everything behind it waited for that. Rule R7: a call that
+ends other than by raising or dying is no attempt; a duplicate ends the one of its key.
 """
 
 from __future__ import annotations

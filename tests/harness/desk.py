@@ -119,7 +119,7 @@ class Desk:
             self.heads[head.entity_id] = attrs.evolve(head, tail=chain)
         self.attempts |= {attempt.key: attempt for attempt in commit.attempts}
         for key in commit.ended:
-            del self.attempts[key]
+            self.attempts.pop(key, None)
         self.dead += commit.dead
 
     def record_state(self) -> str:

@@ -21,9 +21,11 @@ from chaos.rows import Rows
 
 from . import (
     test_checkers_g01_g03,
-    test_checkers_g04_g05,
+    test_checkers_g04,
+    test_checkers_g05,
     test_checkers_g06_g08,
-    test_checkers_g09_g10,
+    test_checkers_g09,
+    test_checkers_g10,
     test_checkers_g11_g13,
 )
 from .crafted import corpse, end
@@ -31,9 +33,11 @@ from .crafted import corpse, end
 INVARIANTS = Path(__file__).parents[2] / "docs/RUNTIME_INVARIANTS.md"
 MODULES = (
     test_checkers_g01_g03,
-    test_checkers_g04_g05,
+    test_checkers_g04,
+    test_checkers_g05,
     test_checkers_g06_g08,
-    test_checkers_g09_g10,
+    test_checkers_g09,
+    test_checkers_g10,
     test_checkers_g11_g13,
 )
 BALANCED = Finding("the sum is 3, not 4", ["k1"], "default/demo/counter")

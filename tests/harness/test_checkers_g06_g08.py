@@ -48,11 +48,6 @@ def head(evidence: Evidence, entity: str, **changes: Any) -> Evidence:
     return attrs.evolve(evidence, rows=attrs.evolve(evidence.rows, heads=heads))
 
 
-def last_version(evidence: Evidence, entity: str) -> OutputRow:
-    row: OutputRow = rows_of(evidence, "outputs", scope=COUNTER, entity_id=entity, kind="event")[-1]
-    return row
-
-
 # -- G6 --------------------------------------------------------------------------------------------------------------
 
 

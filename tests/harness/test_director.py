@@ -111,8 +111,8 @@ async def test_a_worker_lives_through_a_pause(lab: Lab, calls: list[str]) -> Non
     assert told(history, "down", "up") == [], "connections stay open"
     fault, healed = at(history, "fault"), at(history, "healed")
     assert healed - fault >= 0.5e9
-    points = [record["point"] for record in did(history, "worker#1", fault, healed) if record.kind == "point"]
-    assert points[:3] == ["in_store", "after_store", "before_publish"]
+    points = {record["point"] for record in did(history, "worker#1", fault, healed) if record.kind == "point"}
+    assert points >= {"in_store", "after_store"}
 
 
 async def test_a_copy_is_put_back(lab: Lab, calls: list[str]) -> None:
@@ -165,8 +165,8 @@ async def test_what_cannot_be_carried_out_is_no_verdict(lab: Lab, monkeypatch: p
     assert (await lab.run(case("nats:after_store@3=restart"))).status is Status.PASS
 
 
-async def test_a_stopped_worker_that_died_is_released_without_waiting(lab: Lab) -> None:
-    """Somebody else killed it while it stood still."""
+async def test_a_stopped_worker_is_released_by_whoever_finishes(lab: Lab) -> None:
+    """Its successor may die as well."""
     plan = "worker#1:before_store@2=stop; worker#2:after_store@2=kill"
     history = await history_of(lab, plan, lease_ttl_s=0.4)
     ends = [(record.actor, record["status"]) for record in history if record.kind == "exit"]

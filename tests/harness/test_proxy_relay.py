@@ -72,6 +72,17 @@ async def test_what_a_side_sent_before_it_closed_arrives(closing: str) -> None:
             assert await rest(target) == (last, "end")
 
 
+async def test_the_end_of_one_side_is_told_at_once_and_the_other_may_finish() -> None:
+    async with lines() as world:
+        line = await world.dial()
+        await line.greet()
+        await line.client.send_eof()
+        assert await rest(line.server) == (b"", "end")
+        await line.server.send_all(FRAMES["delivery"])
+        await line.server.aclose()
+        assert await rest(line.client) == (FRAMES["delivery"], "end")
+
+
 async def test_a_side_that_does_not_read_holds_the_other_up() -> None:
     # More than all buffers on the way hold.
     burst = pub("evt.t.w.a.large", "", bytes(10_000)) * 3_000

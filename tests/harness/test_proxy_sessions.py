@@ -163,6 +163,17 @@ async def test_publish_and_puback(
         assert await world.stored() == 1
 
 
+async def test_the_answer_to_the_last_frame_before_a_cut_does_not_come_back(server: PrivateServer) -> None:
+    """However soon the server answers."""
+    rules = [f"proxy:publish@{nth}=cut_after" for nth in range(1, 31)]
+    async with through(server, *rules) as world:
+        for number in range(len(rules)):
+            async with world.session() as broker:
+                with pytest.raises(SessionLost):
+                    await broker.publish([Message(SUBJECT, b"body", f"m{number}")], DEADLINE_S)
+        await until(world.stored, len(rules))
+
+
 @pytest.mark.parametrize("action", [action for action in ACTIONS if action != "swallow"])
 @pytest.mark.parametrize("kind", ["pull", "delivery"])
 async def test_pull_and_delivery_on_a_connection_that_breaks(server: PrivateServer, kind: str, action: str) -> None:

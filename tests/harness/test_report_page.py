@@ -115,6 +115,7 @@ def test_a_failing_run_is_shown(failed: Page) -> None:
     assert count(failed, "path.zigzag") > 0
     assert texts(failed, "svg .skipped") == ["820 ms"]
     assert texts(failed, "#rows .missing") == ["2 event added v2, NOT in stream"] * 2
+    assert texts(failed, ".badge .name") == ["Not forgotten", "Delivered", "One holder", "ledger"]
     assert texts(failed, "details.log pre") == [
         "</pre></script><script>document.documentElement.dataset.error='owned'</script>\"'`{{7*7}}&amp;\\u202e😀"
     ]

@@ -13,12 +13,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from chaos.evidence import Evidence
 from chaos.history import KINDS, Record
 from chaos.report import ReportError, render_html, render_text
 from chaos.report.aftermath import Sight, caption, three
 from chaos.report.run import Image, load_run
 from chaos.report.text import WIDTH
 from chaos.report.words import action_of, actor_of, clipped, columns, ending, padded, plain, told, wrapped
+from chaos.rows import KeyRow, Letter, OutputRow, Rows
+from meshforge_trio.broker.port import StoredMessage
+from meshforge_trio.subjects import Scope
 
 from .report_world import HOSTILE, failing_run, passing_run
 
@@ -307,7 +311,43 @@ def test_what_an_image_shows_of_a_command(runs: Mapping[str, Path]) -> None:
     assert not any(Sight(end.evidence).of(("other/demo/counter", "k2")).values())
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_rows_of_every_kind_are_told() -> None:
+    scope = Scope("t", "w", "a")
+
+    def output(n: int, kind: str) -> OutputRow:
+        return OutputRow(scope, n, kind, "k", f"e{n}", "name", "subject", f"m{n}", b"{}", None, None, None)
+
+    rows = Rows(
+        [output(1, "record"), output(2, "command"), output(3, "command"), output(4, "dead")],
+        [KeyRow(scope, "k", b"", "dead", 1, 4, 2)],
+        [KeyRow(scope, "k", b"x", "refused", 5, 4)],
+        attempts={(scope, "k"): 2},
+        dead=[Letter(scope, "k", 2, "cmd.t.w.a.x", b"", "attempts_exhausted", 3)],
+    )
+    commands = [
+        StoredMessage(1, "no subject of ours", "x", b"{}"),
+        StoredMessage(2, "cmd.t.w.b.y", "m3", b'{"idempotency_key": "k", "id": "c"}'),
+        StoredMessage(3, "cmd.t.w.a.x", "x", b'{"id": "q1"}'),
+        StoredMessage(4, "cmd.t.w.a.x", "x", b'{"idempotency_key": "k"}'),
+    ]
+    sight = Sight(Evidence(rows, commands=commands, events=[StoredMessage(n, "s", "m1", b"") for n in (7, 8)]))
+    assert {label: [fact.text for fact in facts] for label, facts in sight.of(("t/w/a", "k")).items()} == {
+        "command": ["waits in the stream at 4"],
+        "key record": ["dead: outputs 1 to 4, generation 2", "refused: nothing"],
+        "outputs": [
+            "1 record name, in stream at 7 and 8",
+            "2 command name, not in stream (may be done)",
+            "3 command name, in stream at 2",
+            "4 dead name, NOT in stream",
+        ],
+        "attempts": ["2"],
+        "dead letter": ["attempts_exhausted after 3 attempts"],
+        "mark": [],
+    }
+    assert [fact.text for fact in sight.of(("t/w/a", "id:q1"))["command"]] == ["waits in the stream at 3"]
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_history_of_odd_fields_is_reported_all_the_same(data: st.DataObject, tmp_path: Path) -> None:
     texts = st.sampled_from(["c1", "k1", "received", HOSTILE, ""])

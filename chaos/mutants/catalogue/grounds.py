@@ -222,8 +222,8 @@ def killed_holding() -> Case:
 
 
 def full_disk() -> Case:
-    """No space for the commit of the second command, for a while."""
-    return _case("full-disk", _adds(1, 3), "worker#1:before_store@2=full(0.3)")
+    """No space for the commit of the last command, for a while."""
+    return _case("full-disk", _adds(1, 3), "worker#1:before_store@3=full(0.3)")
 
 
 def questions() -> Case:

@@ -292,11 +292,12 @@ function makeTimeline(box, overview, run, told) {
         if (!["send", "call", "commit", "heard"].includes(glyph) || state.hidden.has(KIND_OF.get(glyph))) continue;
         const lane = glyph === "commit" && store >= 0 ? store : run.records[i].lane;
         const track = glyph === "commit" && store >= 0 ? 0 : run.records[i].track;
-        stops.push({ x: x(positions[i]), y: y(lane, track) });
+        stops.push({ x: x(positions[i]), y: y(lane, track), begins: glyph === "send" });
       }
       for (let i = 1; i < stops.length; i++) {
         const a = stops[i - 1], b = stops[i];
-        if ((a.x < left && b.x < left) || (a.x > width && b.x > width)) continue;
+        // Nothing leads to a sending: it begins anew.
+        if (b.begins || (a.x < left && b.x < left) || (a.x > width && b.x > width)) continue;
         plot.push(element("path", { class: "thread", d: curve(a, b), "marker-end": "url(#arrow)" }));
       }
     }

@@ -1,4 +1,4 @@
-"""G4, G5: everything committed is delivered once, and committed as a whole."""
+"""G4: everything committed is delivered once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from chaos.checkers import judge
 from chaos.evidence import Evidence, Sent, envelope_of
-from chaos.rows import KeyRow, MarkRow, OutputRow
+from chaos.rows import MarkRow, OutputRow
 from chaos.workload import command
 from meshforge_trio.broker.port import StoredMessage
 from meshforge_trio.subjects import EVENTS, FAILED, Scope, command_subject
@@ -19,21 +19,18 @@ from .crafted import (
     Cases,
     Sound,
     add,
-    body_with,
     corpse,
     drop,
     edit,
     end,
     key_of,
-    noting,
     output_of,
     rows_of,
     streams,
 )
-from .paper import AUDIT, COUNTER, OTHER, Paper
+from .paper import AUDIT, COUNTER, Paper
 
 CASES = Cases()
-FRAGILE = Scope("default", "demo", "fragile")
 
 
 def add_to(entity: str, number: int, **more: Any) -> Sent:
@@ -244,172 +241,6 @@ def an_event_with_a_long_name_is_applied() -> Evidence:
 def test_an_end_that_did_not_drain_is_judged_as_a_corpse() -> None:
     evidence = attrs.evolve(corpse(), final=True)
     assert [each.id for each in judge(evidence) if not each.holds] == ["G12"]
-
-
-# -- G5 --------------------------------------------------------------------------------------------------------------
-
-
-@CASES.breaks("G5", "key 'k1' is recorded, its output 1 is missing")
-def a_record_without_its_output() -> Evidence:
-    return drop(end(), "outputs", output_of(end(), "k1"))
-
-
-@CASES.breaks("G5", "output 1 (added) has no key record")
-def an_output_without_its_record() -> Evidence:
-    return drop(end(), "keys", key_of(end(), "k1"))
-
-
-@CASES.breaks("G5", "key 'k1' claims output 2, which belongs to 'k2'")
-def a_record_claims_anothers_output() -> Evidence:
-    return edit(end(), "keys", key_of(end(), "k1"), first_n=2, last_n=2)
-
-
-@CASES.breaks("G5", "output 1 belongs to 2 decisions, of ['k1', 'k2']")
-def two_records_claim_one_output() -> Evidence:
-    return edit(end(), "keys", key_of(end(), "k2"), first_n=1)
-
-
-@CASES.breaks("G5", "key 'k1' is recorded, and has no outputs")
-def a_command_without_an_answer() -> Evidence:
-    return edit(end(), "keys", key_of(end(), "k1"), last_n=0)
-
-
-@CASES.breaks("G5", "where 2 should be there is 3")
-def numbers_with_a_gap() -> Evidence:
-    return drop(drop(end(), "outputs", output_of(end(), "k2")), "keys", key_of(end(), "k2"))
-
-
-@CASES.breaks("G5", "key 'k4' is recorded as decided, its outputs are [('record', 'conflict')]")
-def a_conflict_recorded_as_decided() -> Evidence:
-    return edit(end(), "keys", key_of(end(), "k4"), outcome="decided")
-
-
-@CASES.breaks("G5", "key 'k1' is recorded as conflict, its outputs are [('event', 'added')]")
-def a_decision_recorded_as_conflict() -> Evidence:
-    return edit(end(), "keys", key_of(end(), "k1"), outcome="conflict")
-
-
-@CASES.breaks("G5", "key 'k1' is recorded as refused, its outputs are [('event', 'added')]")
-def a_decision_recorded_as_refused() -> Evidence:
-    return edit(end(), "keys", key_of(end(), "k1"), outcome="refused")
-
-
-@CASES.breaks("G5", "key 'k1' is recorded as dead, its outputs are [('event', 'added')]")
-def a_decision_recorded_as_dead() -> Evidence:
-    return edit(end(), "keys", key_of(end(), "k1"), outcome="dead")
-
-
-@CASES.breaks("G5", "is recorded as mismatch, its outputs are [('record', 'refused')]")
-def a_refusal_for_another_reason() -> Evidence:
-    (refusal,) = rows_of(end(), "mismatches", scope=COUNTER)
-    row = next(r for r in rows_of(end(), "outputs", scope=COUNTER) if r.n == refusal.first_n)
-    return edit(end(), "outputs", row, body=body_with(row, payload={"code": "no"}))
-
-
-@CASES.breaks("G5", "output 1 is id 'c1_added', its body says 'c9'")
-def a_body_of_another_event() -> Evidence:
-    row = output_of(end(), "k1")
-    return edit(end(), "outputs", row, body=body_with(row, id="c9"))
-
-
-@CASES.breaks("G5", "is key 'k7', its body says 'k8'")
-def a_letter_of_another_key() -> Evidence:
-    row = output_of(end(), "k7", "dead_letter")
-    return edit(end(), "outputs", row, body=body_with(row, key="k8"))
-
-
-@CASES.breaks("G5", "is action 'note', its body says 'nope'")
-def a_command_of_another_action() -> Evidence:
-    row = output_of(end(), "k10", "note")
-    return edit(end(), "outputs", row, body=body_with(row, action="nope"))
-
-
-@CASES.breaks("G5", "key 'k7' is dead, and its letter of generation 0 is missing")
-def dead_without_a_letter() -> Evidence:
-    return drop(end(), "dead", *rows_of(end(), "dead", scope=COUNTER))
-
-
-@CASES.breaks("G5", "key 'k7' is decided, and has a dead letter of the same generation")
-def alive_with_a_letter() -> Evidence:
-    return edit(end(), "keys", key_of(end(), "k7"), outcome="decided")
-
-
-@CASES.breaks("G5", "key 'k7' has a dead letter and no record")
-def a_letter_without_a_record() -> Evidence:
-    return drop(end(), "keys", key_of(end(), "k7"))
-
-
-@CASES.breaks("G5", "the letter sent is not the one stored: attempts, payload differ")
-def a_letter_of_another_command() -> Evidence:
-    (letter,) = rows_of(end(), "dead", scope=COUNTER)
-    return edit(end(), "dead", letter, body=b"{}", attempts=9)
-
-
-def binary_letter(body_max: int = 100_000) -> Evidence:
-    paper = Paper(body_max=body_max)
-    paper.send_raw(command_subject(COUNTER, "add"), b"\xff\xfe" + b"x" * 1000)
-    return paper.drain()
-
-
-@CASES.breaks("G5", "the letter sent is not the one stored: payload_base64 differ")
-def a_letter_of_other_bytes() -> Evidence:
-    evidence = binary_letter()
-    return edit(evidence, "dead", evidence.rows.dead[0], body=b"")
-
-
-@CASES.breaks("G5", "the letter sent is not the one stored: payload_sha256 differ")
-def a_long_letter_of_other_bytes() -> Evidence:
-    evidence = binary_letter(800)
-    return edit(evidence, "dead", evidence.rows.dead[0], body=b"")
-
-
-@CASES.breaks("G5", "key 'k6' is decided and still counts attempts")
-def a_decided_command_counts_attempts() -> Evidence:
-    return attrs.evolve(end(), rows=attrs.evolve(end().rows, attempts={(COUNTER, "k6"): 1}))
-
-
-@CASES.breaks("G5", "key 'k1' is decided and still counts attempts")
-def at_the_end_also_one_that_was_sent_again() -> Evidence:
-    return attrs.evolve(end(), rows=attrs.evolve(end().rows, attempts={(COUNTER, "k1"): 1}))
-
-
-@CASES.breaks("G5", "key 'k3' is decided and still counts attempts")
-def on_a_corpse_one_that_was_sent_once() -> Evidence:
-    return attrs.evolve(corpse(), rows=attrs.evolve(corpse().rows, attempts={(COUNTER, "k3"): 1}))
-
-
-@CASES.holds("G5")
-def killed_between_counting_and_calling_a_command_just_decided() -> Evidence:
-    """Both sendings of a key were in hand at a kill. The first is decided; the second was told to run alone before."""
-    evidence = attrs.evolve(corpse(), rows=attrs.evolve(corpse().rows, attempts={(COUNTER, "k1"): 1}))
-    return noting(evidence, ("worker#1", "point", {"point": "in_attempt", "nth": 1}))
-
-
-@CASES.holds("G5")
-def a_letter_in_bytes() -> Evidence:
-    return binary_letter()
-
-
-@CASES.holds("G5")
-def a_letter_too_long_to_be_sent_whole() -> Evidence:
-    return binary_letter(800)
-
-
-@CASES.holds("G5")
-def an_event_that_leads_to_nothing() -> Evidence:
-    paper = Paper((COUNTER, FRAGILE))
-    paper.send(add_to("a", 1))
-    evidence = paper.drain()
-    record: KeyRow
-    (record,) = rows_of(evidence, "keys", scope=FRAGILE)
-    assert record.last_n < record.first_n
-    return evidence
-
-
-@CASES.holds("G5")
-def two_scopes_count_from_one() -> Evidence:
-    assert output_of(end(), "k1", scope=OTHER).n == output_of(end(), "k1").n == 1
-    return end()
 
 
 @pytest.mark.parametrize("case", CASES.params(CASES.broken))
