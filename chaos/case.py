@@ -293,8 +293,9 @@ class _Run:
     async def _image(self, *, final: bool) -> None:
         self._images += 1
         with trio.fail_after(self._case.deadline_s):
-            broker = await self._observer.broker()
+            # In this order: a connection that ended with the server may not be known to have.
             await self._observer.caught_up()
+            broker = await self._observer.broker()
             await save_image(broker, self._world.store, self._world.home / f"image-{self._images}", final=final)
         self._history.write("image", number=self._images, final=final)
 

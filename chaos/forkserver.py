@@ -76,16 +76,22 @@ def _reap() -> None:
 
 
 def _spawn(order: dict[str, Any]) -> None:
-    # Opened here, so that the worker inherits it before anything can happen to it.
-    history = os.open(order["history"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        # Opened here, so that the worker inherits them before anything can happen to it.
+        history = os.open(order["history"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    except FileNotFoundError:
+        # The run was given up meanwhile, and its directory is gone: nobody waits for this worker.
+        return
     pid = os.fork()
     if pid:
         os.close(history)
+        os.close(log)
         _tell({"spawned": [order["ticket"], pid]})
         return
     code = 70
     try:
-        _become_worker(order["log"])
+        _become_worker(log)
         from chaos.worker import live  # noqa: PLC0415
 
         code = live(order, history)
@@ -100,13 +106,12 @@ def _tell(message: dict[str, Any]) -> None:
     os.write(1, json.dumps(message).encode() + b"\n")
 
 
-def _become_worker(log_path: str) -> None:
+def _become_worker(log: int) -> None:
     """Its own process group, dying with the fork server, its output in its log: a pipe could not be finished."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     die_with_parent()
     os.setpgid(0, 0)
-    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.dup2(log, 1)

@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Awaitable
+from inspect import isawaitable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from chaos.probe import FaultProbe
 from meshforge_trio.agent import AgentAdapter, Context, Decision, Event
 from meshforge_trio.config import EngineSettings, Settings
 from meshforge_trio.envelope import CommandEnvelope, EventEnvelope, canonical
-from meshforge_trio.errors import Misconfigured
+from meshforge_trio.errors import Misconfigured, Poison
 from meshforge_trio.launch import load_app, serve
 from meshforge_trio.policy import ExitCode, RetryPolicy
 from meshforge_trio.runtime import App
@@ -110,10 +111,10 @@ class RecordedAgent(AgentAdapter[Any]):
             before=_digest(self._agent.dump(state)),
         )
         decision = self._agent.receive(state, message, ctx)
-        if isinstance(decision, Decision):
-            self._decided(scope, key, decision)
-            return decision
-        return self._awaited(scope, key, decision)
+        if isawaitable(decision):
+            return self._awaited(scope, key, decision)
+        self._decided(scope, key, decision)
+        return decision
 
     async def _awaited(self, scope: str, key: str, decision: Awaitable[Decision]) -> Decision:
         made = await decision
@@ -130,5 +131,5 @@ def _digest(value: object) -> str:
     """A short name for a JSON value; for one that is none, its kind: the engine refuses it later."""
     try:
         return hashlib.sha256(canonical(value)).hexdigest()[:16]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, Poison):
         return f"unwritable {type(value).__name__}"

@@ -1,18 +1,20 @@
 """G3: what is in a stream is in the store, and what is in the store was asked for.
 
-What core subscribers heard must be committed as well, but for the answers to queries: these are stored nowhere.
+What core subscribers heard must be committed as well, but for the answers to queries: these are stored nowhere, and
+tell of no version that is not committed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from chaos.checkers.base import Checker, Finding
 from chaos.checkers.clues import Asked, Clues, read_envelope
 from chaos.evidence import Evidence, envelope_of
 from chaos.rows import KeyRow
 from meshforge_trio.broker.port import StoredMessage
-from meshforge_trio.subjects import EVENTS, FAILED
+from meshforge_trio.subjects import EVENTS, FAILED, Scope
 
 
 def look(evidence: Evidence) -> Iterator[Finding | int]:
@@ -25,12 +27,26 @@ def look(evidence: Evidence) -> Iterator[Finding | int]:
         yield 1
         told = read_envelope(body)
         key = str(told.get("idempotency_key"))
-        if msg_id not in clues.by_msg_id and not key.startswith("query:"):
+        if key.startswith("query:"):
+            yield from _ahead(clues, told)
+        elif msg_id not in clues.by_msg_id:
             what = f"{told.get('agent')}.{told.get('name')} (Msg-Id {msg_id}) was heard and never committed"
             yield Finding(what, [key])
     for record in [*evidence.rows.keys, *evidence.rows.mismatches]:
         yield 1
         yield from _asked_for(clues, record)
+
+
+def _ahead(clues: Clues, told: Mapping[str, Any]) -> Iterator[Finding]:
+    """A query is answered after the commit of every turn before it, so the store has come to its version at least."""
+    entity, payload = told.get("entity_id"), told.get("payload")
+    version = payload.get("entity_version") if isinstance(payload, dict) and isinstance(entity, str) else None
+    scope = Scope(*(str(told.get(field)) for field in ("tenant", "workspace", "agent")))
+    head = clues.evidence.rows.heads.get((scope, str(entity)))
+    committed = 0 if head is None else head.version
+    if type(version) is int and version > committed:
+        what = f"a query was answered at version {version}, and {committed} is committed"
+        yield Finding(f"{scope} {entity!r}: {what}", [str(told.get("idempotency_key"))], str(scope))
 
 
 def _committed(clues: Clues, stream: str, message: StoredMessage) -> Iterator[Finding]:
@@ -64,6 +80,8 @@ def _asked_for(clues: Clues, record: KeyRow) -> Iterator[Finding]:
     elif kind == "query":
         if rest not in clues.ids_asked.get(record.scope, ()):
             yield phantom("a query that nobody sent")
+        elif record.outcome != "dead":
+            yield phantom("the answer to a query, which is stored nowhere")
     elif kind == "raw" and causes:
         unknown = sorted(causes - clues.ids_asked.get(record.scope, frozenset()))
         if unknown:

@@ -3,8 +3,9 @@
 Frames are counted by kind over the whole run, all connections together. When the nth of a rule's kind is there, the
 fault is written down and then happens:
 
-    cut_before   The frame is not forwarded and the connection is dropped.
-    cut_after    The frame is forwarded, then the connection is dropped.
+    cut_before   The frame is not forwarded and the connection is dropped: the side it came from is reset; the side it
+                 went to reads what came before, then the end, and is reset as soon as it ends too, or stays too long.
+    cut_after    The frame is forwarded, then the connection is dropped likewise.
     swallow      The frame is lost, the connection lives.
     blackhole    The frame and everything after it is lost, both ways, while the connection stays open, until its
                  client gives it up.
@@ -108,13 +109,18 @@ class _Link:
 
 
 class Proxy:
-    """Made by `open_proxy`. `fired` are the texts of the rules that have fired, in order."""
+    """Made by `open_proxy`.
+
+    `fired` are the texts of the rules that have fired, in order; `misread` says of each connection whose bytes were
+    not understood what was wrong with them.
+    """
 
     def __init__(
         self, port: int, target_port: int, rules: Sequence[FrameRule], history: History | None, record_frames: bool
     ) -> None:
         self.port = port
         self.fired: list[str] = []
+        self.misread: list[str] = []
         self._target_port = target_port
         self._rules = {(str(rule.place), rule.nth): rule for rule in rules}
         self._history = None if history is None else history.of("proxy")
@@ -200,6 +206,7 @@ class Proxy:
             frames = way.parser.feed(chunk)
         except FrameError as error:
             frames, rest, link.blind = error.frames, error.rest, True
+            self.misread.append(f"connection {link.number}: {error}")
         ready: list[bytes] = []
         for frame in frames:
             rule = None if frame.kind == "other" else self._meet(link, frame)
@@ -256,7 +263,7 @@ def _told(frame: Frame, lost: bool) -> Mapping[str, Any]:
 async def _drop(way: _Way) -> None:
     """End a connection at a frame of `way`: its source is reset at once, its target when it has read what came before.
 
-    A reset would take from a server what it has not read yet: of 900 publishes before a cut it then stored 613 to 900.
+    A reset makes the other side throw away what it has not read yet, so a cut would not stand where its rule says.
     """
     _reset(way.source)
     await way.end()

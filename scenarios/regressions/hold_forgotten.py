@@ -8,6 +8,7 @@ of the next try, and the hold follows from what is stored.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Final
 
 from chaos.checkers import Checker, Finding
@@ -24,7 +25,7 @@ DELAY_S: Final = 1.0
 def pauses(evidence: Evidence) -> Iterator[Finding | int]:
     """The time from one call of the failing handler to the next."""
     calls = [record.t for record in evidence.history if record.kind == "call" and record["action"] == "explode"]
-    for before, after in zip(calls, calls[1:], strict=False):
+    for before, after in pairwise(calls):
         yield 1
         # The next try is counted from the moment the turn began, which is a little before the call.
         if (after - before) / 1e9 < DELAY_S * 0.8:

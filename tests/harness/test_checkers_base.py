@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ import orjson
 import pytest
 
 from chaos.checkers import CHECKERS, Checker, Finding, Judgement, judge
-from chaos.checkers.clues import Clues, scope_of
+from chaos.checkers.clues import Clues, event_key, scope_of
 from chaos.checkers.struck import Fault, Strikes
 from chaos.evidence import Evidence
 from chaos.history import Record
-from chaos.rows import Rows
+from chaos.rows import MarkRow, Rows
+from meshforge_trio.broker.port import StoredMessage
 
 from . import (
     test_checkers_g01_g03,
@@ -29,6 +30,7 @@ from . import (
     test_checkers_g11_g13,
 )
 from .crafted import corpse, end
+from .paper import COUNTER
 
 INVARIANTS = Path(__file__).parents[2] / "docs/RUNTIME_INVARIANTS.md"
 MODULES = (
@@ -112,6 +114,7 @@ def test_a_checker_yields_findings_and_counts(item: Any) -> None:
 
 def test_a_checker_that_gives_nothing_has_not_judged() -> None:
     found = Checker("x", "y", lambda evidence: None).judge(end())  # type: ignore[arg-type, return-value]
+    assert not found.holds
     assert found.failure.startswith("TypeError")
     assert str(found).startswith("x could not be judged: TypeError")
 
@@ -236,6 +239,27 @@ def test_what_befell_whom() -> None:
 
 
 # -- what is read out of evidence ------------------------------------------------------------------------------------
+
+
+def test_the_newest_mark_that_the_streams_confirm() -> None:
+    def through(*marks: tuple[int, int, str], held: Sequence[str] = ()) -> int:
+        rows = Rows(marks=[MarkRow(COUNTER, n, seq, id_, 0, "") for n, seq, id_ in marks])
+        messages = [StoredMessage(seq, "evt", id_, b"") for seq, id_ in enumerate(held, 1)]
+        return Clues(Evidence(rows, events=messages)).published_through(COUNTER)
+
+    assert through() == 0
+    assert through((0, 0, ""), (3, 1, "a"), (5, 2, "b"), held="ab") == 5
+    assert through((0, 0, ""), (3, 1, "a"), (5, 2, "b"), held="a") == 3
+    assert through((0, 0, ""), (3, 1, "a"), (5, 2, "b"), held="xy") == 0
+    assert through((2, 0, "")) == 2, "commands only, which no stream of events can confirm"
+    assert through((2, 0, ""), (5, 1, "a")) == 0, "any stream would confirm it"
+
+
+def test_long_keys_of_events_are_hashed() -> None:
+    short = event_key("a", "e", "k" * (256 - len("evt:a:e:")))
+    assert len(short) == 256
+    assert short.startswith("evt:a:e:k")
+    assert len(event_key("a", "e", "k" * 249)) == 68
 
 
 def test_what_cannot_be_read_is_passed_over() -> None:

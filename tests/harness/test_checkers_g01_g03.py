@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
+import orjson
 import pytest
 
 from chaos.evidence import Evidence, Sent, dumped_body, envelope_of
 from chaos.rows import OutputRow
-from chaos.workload import GARBAGE, command
+from chaos.workload import GARBAGE, command, trespass
 from meshforge_trio.subjects import Scope, command_subject
 
 from .crafted import (
@@ -72,6 +73,15 @@ def another_payload_was_acked_without_its_refusal() -> Evidence:
 def a_violation_left_no_trace() -> Evidence:
     raw = [record for record in rows_of(end(), "keys", scope=COUNTER) if record.key.startswith("raw:")]
     return drop(end(), "keys", *raw)
+
+
+@CASES.breaks("G1", "key 'trespass-1' (id c1) was accepted, is gone and undecided")
+def a_violation_left_no_trace_and_its_id_is_in_use() -> Evidence:
+    paper = Paper()
+    paper.send(add_to("a", 1), trespass(COUNTER, OTHER, 1))
+    evidence = paper.drain()
+    (raw,) = [record for record in evidence.rows.keys if record.key.startswith("raw:")]
+    return drop(evidence, "keys", raw)
 
 
 @CASES.breaks("G1", "key '' (id c11) was accepted, is gone and was not answered")
@@ -174,6 +184,14 @@ def a_command_that_is_no_envelope() -> Evidence:
 
 
 @CASES.holds("G1")
+def what_is_no_envelope_still_waits() -> Evidence:
+    paper = Paper()
+    paper.send_raw(command_subject(COUNTER, "add"), GARBAGE)
+    paper.turn(COUNTER, dies="received")
+    return paper.corpse
+
+
+@CASES.holds("G1")
 def a_key_of_the_runtimes_own_shape() -> Evidence:
     paper = Paper()
     paper.send(add_to("a", 1, idempotency_key="evt:forged"), add_to("a", 2, idempotency_key=None))
@@ -240,14 +258,31 @@ def the_same_key_for_another_agent() -> Evidence:
     return paper.drain()
 
 
-@CASES.holds("G2")
-def a_dead_letter_was_redriven() -> Evidence:
+def redriven() -> Evidence:
     paper = Paper()
     paper.send(Sent(command(COUNTER, "explode", 1, entity_id="a"), expect=("dead",)))
     paper.drain()
     paper.redrive(COUNTER, "k1")
     paper.send(Sent(command(COUNTER, "explode", 2, entity_id="a", idempotency_key="k1"), expect=("dead",)))
     return attrs.evolve(paper.drain(), limit=0)
+
+
+@CASES.breaks("G2", "key 'k1' took effect again: its decision is outputs 3 to 4, and there are [2] beside")
+def redriven_though_it_had_taken_effect() -> Evidence:
+    evidence = redriven()
+    row = next(row for row in evidence.rows.outputs if row.n == 2)
+    return edit(evidence, "outputs", row, name="added")
+
+
+@CASES.breaks("G2", "key 'k1' took effect again: its decision is outputs 3 to 3, and there are [4] beside")
+def redriven_and_decided_twice() -> Evidence:
+    evidence = redriven()
+    return edit(evidence, "keys", evidence.rows.keys[0], last_n=3)
+
+
+@CASES.holds("G2")
+def a_dead_letter_was_redriven() -> Evidence:
+    return redriven()
 
 
 # -- G3 --------------------------------------------------------------------------------------------------------------
@@ -316,6 +351,41 @@ def an_event_of_nobody_was_applied() -> Evidence:
 @CASES.breaks("G3", "a query that nobody sent")
 def a_query_of_nobody_was_set_aside() -> Evidence:
     return without_sent(a_query_failed_until_it_was_set_aside(), lambda sent: True)
+
+
+@CASES.breaks("G3", "the answer to a query, which is stored nowhere")
+def an_answer_to_a_query_was_stored() -> Evidence:
+    evidence = a_query_failed_until_it_was_set_aside()
+    return edit(evidence, "keys", evidence.rows.keys[0], outcome="decided")
+
+
+def answered_at(version: object, **fields: Any) -> Evidence:
+    """With an answer heard to the query of entity `a`, which has four events."""
+    answer = next(r for r in end().history if r.kind == "heard" and '"causation_id":"c11"' in r["body"])
+    told = orjson.loads(answer["body"])
+    told["payload"]["entity_version"] = version
+    body = dumped_body(orjson.dumps({**told, **fields}))
+    return noting(end(), ("client", "heard", {"subject": answer["subject"], "msg_id": "00", **body}))
+
+
+@CASES.breaks("G3", "'a': a query was answered at version 5, and 4 is committed")
+def a_query_was_answered_before_the_commit() -> Evidence:
+    return answered_at(5)
+
+
+@CASES.breaks("G3", "'z': a query was answered at version 1, and 0 is committed")
+def a_query_was_answered_before_the_first_commit() -> Evidence:
+    return answered_at(1, entity_id="z")
+
+
+@CASES.holds("G3")
+def a_query_was_answered_at_the_newest_version() -> Evidence:
+    return answered_at(4)
+
+
+@CASES.holds("G3")
+def an_answer_about_no_entity_says_what_it_likes() -> Evidence:
+    return answered_at(900, entity_id=None)
 
 
 @CASES.holds("G3")

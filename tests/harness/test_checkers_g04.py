@@ -160,6 +160,16 @@ def unpublished_above_the_mark() -> Evidence:
 
 
 @CASES.holds("G4")
+def unpublished_in_a_run_that_had_drained_before() -> Evidence:
+    paper = Paper()
+    paper.send(add_to("a", 1))
+    paper.drain()
+    paper.send(add_to("a", 2))
+    paper.turn(COUNTER, dies="committed")
+    return paper.corpse
+
+
+@CASES.holds("G4")
 def a_stream_that_never_held_anything() -> Evidence:
     """The server calls the first sequence of such a stream 0."""
     paper = Paper()

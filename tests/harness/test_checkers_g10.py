@@ -81,6 +81,12 @@ def two_holders_by_the_clock_of_the_runtime() -> Evidence:
     return locked(acquired("a", 60.0, 1), acquired("b", 69.0, 2, ts=1e9), ttl=10.0)
 
 
+@CASES.breaks("G10", "acquired by 'b' at 2.0, and 'a' holds it until 60.0")
+def two_holders_and_no_record_of_them() -> Evidence:
+    evidence = locked(acquired("a", 60.0, 1), acquired("b", 62.0, 2), ttl=1.0)
+    return attrs.evolve(evidence, rows=attrs.evolve(evidence.rows, keys=[]))
+
+
 @CASES.breaks("G10", "acquired by 'b' at 65.0, and 'a' holds it until 90.0")
 def two_holders_after_a_refresh() -> Evidence:
     return locked(acquired("a", 60.0, 1), refreshed("a", 90.0), acquired("b", 99.0, 2, ts=65.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from xml.etree import ElementTree
 
 import attrs
@@ -39,7 +40,7 @@ _ATTRIBUTES = {
 HOSTILE = "]]></failure>\x00\x1b[31m<&\"'\ud800\U0001f600\n"
 
 
-async def gate_of(lab: PaperLab, **changes: object) -> Gate:
+async def gate_of(lab: PaperLab, **changes: Any) -> Gate:
     target = attrs.evolve(TARGET, scripts=[small_scenario("script", Fixed(["nats:received@1=kill"]))], **changes)
     return await run_gate(target, SMALL, lab, Notes())
 

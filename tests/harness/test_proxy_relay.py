@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import trio
 
-from meshforge_trio.broker.frames import pub
+from chaos.faults.proxy import open_proxy
+from meshforge_trio.broker.frames import hpub, pub
+from meshforge_trio.server import PrivateServer
 
-from .proxy_lines import FRAMES, HELLO, INFO, lines, read, rest
+from .proxy_lines import DEADLINE_S, FRAMES, HELLO, INBOX, INFO, lines, read, rest
 
 
 async def test_what_is_not_understood_passes_untouched_and_unharmed() -> None:
@@ -25,6 +27,8 @@ async def test_what_is_not_understood_passes_untouched_and_unharmed() -> None:
         await line.client.send_all(FRAMES["publish"])
         assert await read(line.server, len(FRAMES["publish"])) == FRAMES["publish"]
         assert world.proxy.fired == []
+        (reason,) = world.proxy.misread
+        assert reason.startswith("connection 1: b'\\x16\\x03\\x01HPUB evt")
         # Other connections are understood.
         await beside.client.send_all(FRAMES["publish"])
         assert await rest(beside.server) == (b"", "end")
@@ -114,3 +118,37 @@ async def test_nothing_outlives_the_proxy() -> None:
         await stream.aclose()
     with pytest.raises(OSError, match="all attempts"):
         await trio.open_tcp_stream("127.0.0.1", port)
+
+
+async def test_a_real_server_hears_and_says_the_same(nats_server: PrivateServer) -> None:
+    body = b"\r\nPING\r\nMSG a 1 2\r\n\x00\xff"
+    script = b"".join(
+        [
+            b'CONNECT {"verbose":true,"headers":true}\r\n',
+            b"SUB evt.>  7\r\n",
+            hpub("evt.t.w.a.done", INBOX, "m1", {"traceparent": "x"}, body, limit=1 << 20),
+            pub("evt.t.w.a.done", "", body * 1_000),
+            b"pub  evt.t.w.a.odd\t002\r\nhi\r\n",
+            b"UNSUB 7\r\n",
+            b"PUB evt.t.w.a.gone 0\r\n\r\n",
+            b"PING\r\n",
+            b"WHAT\r\n",
+        ]
+    )
+
+    async def said(port: int) -> bytes:
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            await stream.send_all(script)
+            heard, how = await rest(stream)
+        assert how == "end"
+        info, _, answers = heard.partition(b"\r\n")
+        assert info.startswith(b"INFO {")
+        return answers
+
+    with trio.fail_after(DEADLINE_S):
+        async with open_proxy(nats_server.port) as proxy:
+            straight = await said(nats_server.port)
+            assert await said(proxy.port) == straight
+            assert straight.count(b"MSG evt.") == 3
+            assert straight.endswith(b"-ERR 'Unknown Protocol Operation'\r\n")
+            assert len(proxy.misread) == 1

@@ -91,6 +91,7 @@ async def through(server: PrivateServer, *rules: str) -> AsyncIterator[World]:
             probe_s = 0.75 if any(rule.endswith("blackhole") for rule in rules) else 5.0
             yield World(server, direct, proxy, probe_s)
         assert proxy.fired == list(rules)
+        assert proxy.misread == []
 
 
 async def take(consumer: JetStreamConsumer, count: int, *, settle: bool = False) -> list[Delivery]:

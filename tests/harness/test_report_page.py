@@ -311,15 +311,17 @@ def test_the_wheel_alone_scrolls_the_page(failed: Page) -> None:
     assert box(failed, "#timeline .glyph.fault")["x"] == pytest.approx(at)
 
 
-def test_the_axis_tells_times_in_order_and_how_long_it_waits(failed: Page) -> None:
-    for _ in range(4):
-        ticks = [float(text) for text in texts(failed, "svg .tick")]
+@pytest.mark.parametrize("run", ["pass", "fail", "big"])
+def test_the_axis_tells_times_in_order_and_apart(browser: Browser, pages: Mapping[str, str], run: str) -> None:
+    page = browser.open(pages[run], width=900)
+    for _ in range(6):
+        ticks = [float(text) for text in texts(page, "svg .tick")]
         assert ticks == sorted(ticks)
-        edges = failed.js(
+        edges = page.js(
             "[...document.querySelectorAll('svg .tick')].map(e => e.getBoundingClientRect()).map(b => [b.x, b.right])"
         )
         assert all(left[1] <= right[0] for left, right in pairwise(edges))
-        failed.press("+")
+        page.press("+")
 
 
 def test_a_long_run_is_cut_and_says_so(browser: Browser, pages: Mapping[str, str]) -> None:

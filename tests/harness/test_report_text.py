@@ -139,12 +139,13 @@ def test_a_run_that_shows_nothing_is_told_with_its_reasons(runs: Mapping[str, Pa
 def test_many_findings_and_many_keys_are_cut(runs: Mapping[str, Path], tmp_path: Path) -> None:
     findings = [{"what": f"finding {n}", "keys": ["k1", "k2", HOSTILE[:256], "x" * 300], "scope": ""} for n in range(9)]
     judged = {"image": 1, "final": False, "id": "G2", "sentence": "Once.", "examined": 9, "findings": findings}
-    again = {**judged, "image": 2, "final": True}
+    # The same thing may be found twice, too.
+    again = {**judged, "image": 2, "final": True, "findings": findings * 2}
     many = changed(runs["fail"], tmp_path / "many", "verdict.json", judgements=[judged, again])
     text = render_text(many)
     assert text.count("  got ") == 5
     assert "  ... and 4 more\n" in text
-    assert "seen on      the corpse (image 1), the end" in text
+    assert text.count("seen on      the corpse (image 1), the end\n") == 5
     run = orjson.loads((runs["fail"] / "run.json").read_bytes())
     sent = [{**run["sent"][0], "key": f"more-{n}"} for n in range(3)]
     everybody = [{"what": "x", "keys": ["k1", "k2", "more-0", "more-1", "more-2"], "scope": ""}]
@@ -199,10 +200,14 @@ def test_nothing_is_wider_than_a_log_or_hidden_in_it(text: str) -> None:
 
 def test_the_replay_command_is_broken_between_words_alone(runs: Mapping[str, Path], tmp_path: Path) -> None:
     long = f"meshforge-chaos replay --app some.module:app '{'worker#1:after_store@2=kill; ' * 6}' --batch 4 --times 10"
-    home = changed(runs["pass"], tmp_path, "run.json", replay=long)
+    home = changed(runs["pass"], tmp_path / "long", "run.json", replay=long)
     told_replay = render_text(home).split("replay       ", 1)[1]
     assert told_replay.count(" \\\n") == 2
     assert shlex.split(told_replay.replace("\\\n", " ")) == shlex.split(long)
+    short = " ".join(f"--option-{n} 'a b'" for n in range(30))
+    lines = render_text(changed(runs["pass"], tmp_path / "short", "run.json", replay=short)).splitlines()
+    assert sum(line.endswith(" \\") for line in lines) == 4
+    assert all(len(line) <= WIDTH for line in lines)
 
 
 @given(st.text(max_size=80), st.integers(12, 60), st.integers(0, 9))

@@ -131,6 +131,7 @@ def test_a_session_after_a_fault_goes_on_with_nothing_of_before() -> None:
     up: Told = ("nats", "up", {})
     told = [*at("received before_store in_store"), fault, *at("after_store"), up, *at("after_lease")]
     assert shown(*told, *at(WHOLE)) == ["received before_store in_store after_store", f"{WHOLE}+"]
+    assert shown(*told, *at("before_publish")) == ["received before_store in_store after_store"]
     # Without a fault it is the session of another engine, and turns go on.
     assert shown(*at("received before_store after_lease in_store")) == ["received before_store in_store"]
 

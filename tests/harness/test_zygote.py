@@ -18,7 +18,8 @@ import trio
 
 from chaos import zygote as module
 from chaos.mutants.patch import Edit, Patch
-from chaos.zygote import Worker, WorldError, Zygote, open_zygote
+from chaos.zygote import NEVER_A_WORKER, Worker, WorldError, Zygote, open_zygote
+from meshforge_trio.server import PrivateServer
 
 DEADLINE_S = 30
 #: An order whose worker cannot reach a server and ends by itself, since it cannot load its app either.
@@ -140,14 +141,14 @@ async def test_at_the_end_nothing_is_left(tmp_path: Path) -> None:
         await gone(one.pid, other.pid, parent)
 
 
-async def test_a_planted_bug_is_in_its_workers_and_nowhere_else(tmp_path: Path) -> None:
+async def test_a_planted_bug_is_in_its_workers_and_nowhere_else(nats_server: PrivateServer, tmp_path: Path) -> None:
     patch = Patch("says so", [Edit("meshforge_trio.launch", 'log.info("drained")', 'log.info("drained, they say")')])
     one, other = worker(tmp_path, 1), worker(tmp_path, 2)
     with trio.fail_after(DEADLINE_S):
         async with open_zygote(patch) as patched, open_zygote() as plain:
             for zygote, each in ((patched, one), (plain, other)):
-                await zygote.spawn(each, order(tmp_path, each.number))
-                await logged(each, "worker")
+                await zygote.spawn(each, {**order(tmp_path, each.number), "url": nats_server.url})
+                await logged(each, "serving")
                 each.send_signal(signal.SIGTERM)
                 await each.ended.wait()
     assert "drained, they say" in one.tail()
@@ -232,7 +233,7 @@ async def test_an_order_that_makes_no_sense_ends_its_worker(tmp_path: Path, brok
             await one.ended.wait()
             await zygote.spawn(other, order(tmp_path, 2))
             assert alive(other.pid)
-    assert one.status == 70
+    assert one.status == NEVER_A_WORKER
     assert "Error" in one.tail()
 
 
