@@ -149,7 +149,7 @@ def _show(found: Gate, told: Mapping[str, Any], *, quiet: bool) -> None:
         say(f"  replay: {violation.replay}")
         if violation.shown.home is not None:
             say(f"  page:   {page_of(violation.shown.home)}")
-    tell_failures(found.tally, say)
+    tell_failures(found.tally, say, reports=0 if found.violations else 3)
     say(certificate_text(told).rstrip("\n"))
 
 

@@ -18,7 +18,6 @@ from chaos.verdict import Status
 __all__ = ["COLOURS", "coverage_table", "guarantee_table", "page_of", "summary", "tell_failures", "write_report"]
 
 COLOURS: Final[Mapping[Status, str]] = {Status.PASS: "green", Status.VIOLATION: "red", Status.INCONCLUSIVE: "yellow"}
-_REPORTED_MAX: Final = 3
 _PAGES_MAX: Final = 50
 
 
@@ -61,14 +60,14 @@ def coverage_table(tally: Tally, wanted: Sequence[Cell], reasons: Mapping[Cell, 
     return table
 
 
-def tell_failures(tally: Tally, say: Callable[[str], None] = put) -> None:
-    """The first violations as reports, and every one with the line that runs it again; then what is inconclusive.
+def tell_failures(tally: Tally, say: Callable[[str], None] = put, *, reports: int = 3) -> None:
+    """The first `reports` of what did not pass in full, violations first; all with the line that runs them again.
 
     Each run that was kept gets its page, `report.html`, into its directory.
     """
     for number, outcome in enumerate([*tally.violations, *tally.inconclusive][:_PAGES_MAX]):
         written = write_report(outcome)
-        if number < _REPORTED_MAX:
+        if number < reports:
             say("")
             say(written if written is not None else str(outcome))
         _tell(outcome, say)

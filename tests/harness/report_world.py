@@ -349,7 +349,7 @@ def big_run(home: Path, commands: int) -> Path:
         stage.tell("worker#1", "spawn", pid=7)
         for number in range(1, commands + 1):
             sent = stage.send(number, entity_id=f"e{number % 7}")
-            stage.wait(30 if number % 50 == 0 else 0)
+            stage.wait(5 + number % 40 if number % 9 == 0 else 0)
             stage.points("worker#1", "received")
             call = {"scope": str(SCOPE), "key": sent.key, "id": sent.command.id, "action": "add", "entity": "e"}
             stage.tell("worker#1", "call", **call, version=0, before="0")
