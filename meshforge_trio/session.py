@@ -187,6 +187,8 @@ class Session:
         """Wait until the turn before has published, then let the next one decide."""
         publish_by = self._publish_by
         async with self._publishing:
+            # The turn before may have failed and handed the lock on: what it did not publish must not be overtaken.
+            await trio.lowlevel.checkpoint_if_cancelled()
             self._acks.clear()
             self._burst_by = publish_by
             task_status.started()

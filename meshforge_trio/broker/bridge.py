@@ -228,13 +228,15 @@ class Connection:
         """End the session; what was written is given a moment to leave."""
         self.lose("closed")
         client = self._client
+        client.receivers.clear()
+        if client._transport is None:
+            return  # the dial was given up before it reached the client
         writer = getattr(client._transport, "_io_writer", None)
         with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_S):
             await _as_trio(client.close)()
         if writer is not None:
             # A peer that stopped reading would hold the socket open until all is sent; else this does nothing.
             writer.transport.abort()
-        client.receivers.clear()
 
     def _start(self) -> None:
         """Watch what nats-py does not tell: its read loop may end without a word, and a server may hang."""

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chaos.faults.frames import KINDS, LINE_MAX, PAYLOAD_MAX, Conversation, Frame, FrameError, FrameParser
@@ -18,6 +18,9 @@ PULL = "$JS.API.CONSUMER.MSG.NEXT.COMMANDS.t_consumer"
 INBOX = "_INBOX.abc.1"
 PUBACK = b'{"stream":"EVENTS","seq":7}'
 LIMIT = 1 << 20
+
+#: A busy machine is no failure.
+UNTIMED = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 subjects = st.from_regex(r"(evt|cmd|failed|other|\$JS\.ACK|MSG|PUB)(\.[a-zA-Z0-9_-]{1,8}){1,4}", fullmatch=True)
 #: Payloads that look like the protocol: line ends, verbs, sizes.
@@ -97,7 +100,14 @@ def parser_to(server: bool) -> FrameParser:
     return wire.to_server if server else wire.to_client
 
 
-@given(st.one_of(st.tuples(st.just(True), st.lists(to_server)), st.tuples(st.just(False), st.lists(to_client))), cuts)
+@UNTIMED
+@given(
+    st.one_of(
+        st.tuples(st.just(True), st.lists(to_server, max_size=8)),
+        st.tuples(st.just(False), st.lists(to_client, max_size=8)),
+    ),
+    cuts,
+)
 def test_frames_are_the_bytes_however_they_are_cut(spoken: tuple[bool, list[bytes]], cuts: list[int]) -> None:
     server, raws = spoken
     stream = b"".join(raws)
@@ -108,6 +118,7 @@ def test_frames_are_the_bytes_however_they_are_cut(spoken: tuple[bool, list[byte
     assert cut.release() == b""
 
 
+@UNTIMED
 @given(
     st.booleans(),
     st.lists(

@@ -325,3 +325,11 @@ async def test_an_unsubscribed_receiver_hears_nothing_more(aio_loop: object, nat
     await connection.round_trip(DEADLINE_S)
     await connection.aclose()
     assert heard == [b"1"]
+
+
+async def test_a_dial_that_is_cancelled_at_once_is_cancelled(aio_loop: object, nats_server: PrivateServer) -> None:
+    """It used to raise what nats-py says of closing a client that had never begun to connect."""
+    for delay in (0.0, 0.0005, 0.001, 0.002, 0.004):
+        with trio.move_on_after(delay):
+            connection = await connect(ConnectOptions(urls=(nats_server.url,)))
+            await connection.aclose()
