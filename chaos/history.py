@@ -22,7 +22,7 @@ the version of this schema.
 | `ok` `unknown` `failed` | client | `id`, and `seq`, or `reason` |
 | `listening` `deaf` | client | what core subscribers hear is recorded from here on, or no longer |
 | `heard` | client | `subject`, `msg_id`, `body` (text, or `body_base64`) |
-| `frame` | proxy | `frame`, `conn`, `subject`, `msg_id`, `seq`, `bytes` |
+| `frame` | proxy | `frame`, `conn`, `bytes`, and what it has of `subject`, `msg_id`, `seq`, `id`; `lost` if it was |
 | `drained` | harness | everything that was sent is decided |
 | `image` | harness | `number`, `final`: store and streams were copied |
 """

@@ -29,7 +29,7 @@ from chaos.report.words import bad, clipped, ending, plain, told
 __all__ = ["render_html"]
 
 _TEMPLATES: Final = Path(__file__).parent / "templates"
-_SCRIPTS: Final = ("scale.js", "timeline.js", "page.js")
+_SCRIPTS: Final = ("scale.js", "glyphs.js", "drawing.js", "timeline.js", "page.js")
 _GUARANTEES: Final = tuple(f"G{number}" for number in range(1, 14))
 _ROWS_MAX: Final = 100
 _TELLING: Final = re.compile("[<>&\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
@@ -57,13 +58,18 @@ def focus(
     With no keys, those of the scopes named; with no findings, or where nothing fits them, all of them.
     """
     known = {name for concern in concerns for name in concern.own} | {command.name for command in sent}
+    by_key: dict[str, set[tuple[str, frozenset[Name]]]] = defaultdict(set)
+    for name in known:
+        by_key[name[1]].add((name[0], frozenset([name])))
+    for index, name in called(history).items():
+        if name not in known:
+            by_key[name[1]].add((name[0], concerns[index].all))
     found: set[Name] = set()
     for finding in findings:
         for key in finding.keys:
-            found |= {name for name in known if name[1] == key and finding.scope in ("", name[0])}
-            for index, name in called(history).items():
-                if name not in known and name[1] == key and finding.scope in ("", name[0]):
-                    found |= concerns[index].all
+            for scope, names in by_key.get(key, ()):
+                if finding.scope in ("", scope):
+                    found |= names
     if not found:
         scopes = {finding.scope for finding in findings if finding.scope}
         found = {name for name in known if name[0] in scopes}

@@ -86,17 +86,17 @@ def _named(case: Case) -> Sequence[str]:
 
 
 class PaperLab(Lab):
-    """Answers from `answer`; keeps what it was asked, in order."""
+    """Answers from `answer`, which may be set; keeps what it was asked, in order."""
 
     def __init__(self, answer: Answer | None = None) -> None:
         self.asked: list[tuple[Case, Patch | None]] = []
         self.parallel = 4
-        self._answer = answer or (lambda case, patch: twice(case, fell=_named(case) if patch else ()))
+        self.answer: Answer = answer or (lambda case, patch: twice(case, fell=_named(case) if patch else ()))
 
     async def run(self, case: Case, *, patch: Patch | None = None, keep: bool = False) -> Outcome:
         """Answer at once."""
         self.asked.append((case, patch))
-        return self._answer(case, patch)
+        return self.answer(case, patch)
 
     async def let_go(self, patch: Patch) -> None:
         """Nothing was started."""

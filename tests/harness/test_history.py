@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chaos.history import KINDS, VERSION, History, HistoryError, Record, now_ns, read_history
@@ -104,6 +104,7 @@ def test_lines_of_several_processes_do_not_mix(tmp_path: Path) -> None:
 _TEXT = st.text(max_size=12)
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from(sorted(KINDS)), _TEXT, st.dictionaries(_TEXT, _TEXT | st.integers(-9, 9)))))
 def test_whatever_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, told: list[Any]) -> None:
     path = tmp_path_factory.mktemp("history") / "history.jsonl"

@@ -87,7 +87,7 @@ def test_a_script_says_what_it_is_about(path: Path) -> None:
     about = " ".join(loaded(path).about.split())
     assert len(about) > 150
     if path.parent == REGRESSIONS:
-        assert re.search(r"\b(rule|guarantee)\b", about, re.IGNORECASE)
+        assert re.search(r"\b(rules?|guarantee)\b", about, re.IGNORECASE)
     else:
         assert f"python scenarios/{path.name}" in about
         assert "must hold" in about or path.stem == "order_flow"

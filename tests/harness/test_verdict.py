@@ -350,14 +350,7 @@ def test_a_run_json_without_a_field(home: Path, field: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"plan": "worker#1:nowhere@1=kill"},
-        {"plan": 5},
-        {"sent": 5},
-        {"sent": [5]},
-        {"sent": [{}]},
-    ],
+    "change", [{"plan": "worker#1:nowhere@1=kill"}, {"plan": 5}, {"sent": 5}, {"sent": [5]}, {"sent": [{}]}]
 )
 def test_a_run_json_with_a_field_that_is_none(home: Path, change: Record) -> None:
     told(home, **change)

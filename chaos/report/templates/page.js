@@ -7,6 +7,7 @@ window.addEventListener("unhandledrejection", (event) => {
   document.documentElement.dataset.error = String(event.reason);
 });
 
+const NOTHING_PINNED = document.querySelector("#detail p").textContent;
 const run = JSON.parse(document.getElementById("run").textContent);
 const byId = (id) => document.getElementById(id);
 const filter = byId("filter"), tip = byId("tip"), detail = byId("detail");
@@ -49,7 +50,7 @@ function commandsFor(text, scope) {
   const exact = all.filter((c) => c.key === text || c.ids.includes(text));
   if (exact.length || scope) return { exact: true, found: new Set(exact.map((c) => c.i)) };
   const small = text.toLowerCase();
-  const near = all.filter((c) => c.key.toLowerCase().includes(small) || c.ids.some((id) => id.toLowerCase().includes(small)));
+  const near = all.filter((c) => [c.key, ...c.ids].some((name) => name.toLowerCase().includes(small)));
   return { exact: false, found: new Set(near.map((c) => c.i)) };
 }
 
@@ -69,7 +70,8 @@ function applyFilter() {
     });
   }
   filter.classList.toggle("active", Boolean(text));
-  byId("matches").textContent = !text ? "" : `${count || "no"} record${count === 1 ? "" : "s"}${state.scope ? ` in ${shown(state.scope, 40)}` : ""}`;
+  const where = state.scope ? ` in ${shown(state.scope, 40)}` : "";
+  byId("matches").textContent = text ? `${count || "no"} record${count === 1 ? "" : "s"}${where}` : "";
   timeline.set({ matches, groups, threads: threads() });
   for (const row of document.querySelectorAll("#rows tbody tr")) {
     row.hidden = Boolean(text) && !state.commands.has(commandOf(row));
@@ -129,7 +131,8 @@ function buildKinds() {
     if (!count) continue;
     const icon = element("svg", { viewBox: "-8 -8 16 16", "aria-hidden": "true" });
     icon.append(element("path", { class: `glyph ${kind.glyphs[0]}`, d: GLYPHS[kind.glyphs[0]] }));
-    const button = html("button", { type: "button", id: `kind-${kind.id}` }, icon, kind.name, html("small", {}, String(count)));
+    const number = html("small", {}, String(count));
+    const button = html("button", { type: "button", id: `kind-${kind.id}` }, icon, kind.name, number);
     button.addEventListener("click", () => {
       if (!state.hidden.delete(kind.id)) state.hidden.add(kind.id);
       writeHash();
@@ -152,7 +155,8 @@ function showKinds() {
 function showTip(members, px, py) {
   const lines = members.slice(0, 5).map((i) => {
     const record = run.records[i];
-    return html("p", {}, html("time", {}, record.t.toFixed(3)), html("b", {}, shown(record.actor, 24)), html("span", {}, shown(record.what, 160)));
+    const [time, actor] = [html("time", {}, record.t.toFixed(3)), html("b", {}, shown(record.actor, 24))];
+    return html("p", {}, time, actor, html("span", {}, shown(record.what, 160)));
   });
   if (members.length > 5) lines.push(html("p", { className: "quiet" }, `and ${members.length - 5} more here: zoom in`));
   tip.replaceChildren(...lines);
@@ -177,7 +181,7 @@ function pin(i) {
     line.setAttribute("aria-current", String(Number(line.dataset.at) === i));
   }
   if (i < 0) {
-    detail.replaceChildren(html("p", { className: "quiet" }, "Click something in the timeline, or a line of the story, to see all of it here."));
+    detail.replaceChildren(html("p", { className: "quiet" }, NOTHING_PINNED));
     return;
   }
   timeline.reveal(i);
@@ -189,7 +193,7 @@ function described(i) {
   const group = record.group >= 0 ? run.groups[record.group] : { own: [], derived: [] };
   const parts = [
     html("p", { className: `title ${record.kind}${record.bad ? " bad" : ""}` }, shown(record.what, 400)),
-    html("p", { className: "when" }, html("time", {}, `${record.t.toFixed(3)} ms`), ` ${shown(record.actor, 40)} · ${record.kind}`),
+    html("p", { className: "when" }, `${record.t.toFixed(3)} ms · ${shown(record.actor, 40)} · ${record.kind}`),
   ];
   const keys = [...group.own, ...group.derived];
   if (keys.length) {
@@ -210,7 +214,8 @@ function described(i) {
 function fieldOf(name, value) {
   if (name === "body" && typeof value === "string") {
     try {
-      return html("pre", {}, JSON.stringify(JSON.parse(value), null, 2).split("\n").map((line) => shown(line, 2000)).join("\n"));
+      const lines = JSON.stringify(JSON.parse(value), null, 2).split("\n");
+      return html("pre", {}, lines.map((line) => shown(line, 2000)).join("\n"));
     } catch {
       return html("pre", {}, shown(value, 4000));
     }
@@ -219,7 +224,8 @@ function fieldOf(name, value) {
 }
 
 function keyButton(command) {
-  const button = html("button", { type: "button", className: "key", title: "Show only this command" }, html("bdi", {}, shown(command.key, 40)));
+  const button = html("button", { type: "button", className: "key", title: "Show only this command" });
+  button.append(html("bdi", {}, shown(command.key, 40)));
   button.dataset.name = JSON.stringify([command.scope, command.key]);
   return button;
 }
