@@ -100,6 +100,8 @@ class RecordedAgent(AgentAdapter[Any]):
         key = message.idempotency_key or ""
         if isinstance(message, EventEnvelope):
             key = f"evt:{message.agent}:{message.id}:{key}"
+        elif self._agent.is_query(message.action):
+            key = f"query:{message.id}"
         self._history.write(
             "call",
             scope=scope,

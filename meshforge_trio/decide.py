@@ -24,7 +24,7 @@ from meshforge_trio.policy import RetryPolicy
 from meshforge_trio.security import Violation
 from meshforge_trio.store.port import Attempt, Commit, Output, Reading
 from meshforge_trio.subjects import RESERVED_EVENTS
-from meshforge_trio.waiting import SOON_S, Waiting
+from meshforge_trio.waiting import BEHIND_S, SOON_S, Waiting
 
 __all__ = ["Decider"]
 
@@ -318,7 +318,7 @@ class Decider:
         )
         self._failed_keys[incoming.key] = wait
         if attempt.entity_id is not None:
-            self._failed_here[attempt.entity_id] = wait
+            self._failed_here[attempt.entity_id] = min(wait, BEHIND_S)
         return Verdict(incoming, "failed", attempt=attempt, wait_s=wait)
 
     # -- set aside ---------------------------------------------------------------------------------------------

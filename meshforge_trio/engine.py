@@ -19,6 +19,7 @@ from meshforge_trio.clock import Clock, SystemClock
 from meshforge_trio.config import EngineSettings
 from meshforge_trio.drafts import Drafter
 from meshforge_trio.entities import Cache
+from meshforge_trio.errors import Fenced, Misconfigured
 from meshforge_trio.intake import Incoming, read_delivery
 from meshforge_trio.points import AFTER_LEASE, AFTER_RESET, Probe, no_probe
 from meshforge_trio.recovery import newest_valid_mark, recover
@@ -88,6 +89,7 @@ class RuntimeEngine:
         self._clock = clock if clock is not None else SystemClock()
         self._first_claim_after_s = first_claim_after_s
         self._last_epoch = -1
+        self._suspected = _Suspicion()
         self._stopping = trio.Event()
         self._receiving: trio.CancelScope | None = None
         self._log = structlog.get_logger("meshforge").bind(scope=str(scope))
@@ -112,12 +114,10 @@ class RuntimeEngine:
         facts = [await broker.declare(spec) for spec in stream_specs(self._settings)]
         consumers = await self._consume(broker)
         try:
-            suspicion = self._suspicion(lease, broker, consumers)
+            suspicion = self._suspected = self._suspicion(lease, broker, consumers)
             self._last_epoch = lease.epoch
             self._probe(AFTER_RESET)
-            session = await self._open(broker, lease, facts)
-            session.consumers = consumers
-            await recover(session)
+            session = await self._recovered(broker, lease, facts, consumers)
             self._log.info("serving", epoch=lease.epoch)
             self.serving.set()
             await self._serve(session, suspicion)
@@ -126,6 +126,22 @@ class RuntimeEngine:
             with trio.move_on_after(1, shield=True):
                 for consumer in consumers.values():
                     await consumer.close()
+
+    async def _recovered(
+        self, broker: Broker, lease: Lease, facts: Sequence[StreamFacts], consumers: dict[str, Consumer]
+    ) -> Session:
+        try:
+            session = await self._open(broker, lease, facts)
+            session.consumers = consumers
+            await recover(session)
+        except Misconfigured as error:
+            if self._store.lease_valid():
+                raise
+            # Suspended in between, it holds what it had read of the streams against what a successor wrote since.
+            raise Fenced(
+                f"{self.scope}: the lease of this process ran out while it compared store and streams"
+            ) from error
+        return session
 
     async def _take_lease(self, broker: Broker) -> Lease | None:
         """Wait for the lease; `None` when stopped before it came."""
@@ -157,9 +173,12 @@ class RuntimeEngine:
         return {spec.stream: await broker.consume(spec) for spec in specs}
 
     def _suspicion(self, lease: Lease, broker: Broker, consumers: dict[str, Consumer]) -> _Suspicion:
-        # This process is alive, so no handler of its last session died, unless somebody served in between.
-        if lease.clean or lease.epoch == self._last_epoch + 1:
+        if lease.clean:
             return _Suspicion()
+        if lease.epoch == self._last_epoch + 1:
+            # This process is alive, so no handler of its last session died, unless somebody served in between. Whom
+            # that session suspected and had not come to is suspected still.
+            return self._suspected
         suspicion = _Suspicion({stream: consumer.delivered_seq for stream, consumer in consumers.items()})
         if lease.server_id != broker.facts.server_id:
             # The server restarted and may have forgotten what it had delivered.

@@ -14,10 +14,13 @@ from meshforge_trio.intake import Incoming
 from meshforge_trio.policy import RetryPolicy
 from meshforge_trio.store.port import Attempt
 
-__all__ = ["SOON_S", "Waiting"]
+__all__ = ["BEHIND_S", "SOON_S", "Waiting"]
 
 #: How soon to look again for a message that only waits for another one to come back first.
 SOON_S = 0.1
+#: How long at most to send a command away that waits behind a failing one: should that be given up, nobody can call
+#: back what was sent away for longer, and it would keep room in the consumer meanwhile.
+BEHIND_S = 1.0
 
 
 class Waiting:
@@ -88,7 +91,7 @@ class Waiting:
             return None
         holder = self._key_of_entity.get(incoming.entity_id)
         if holder is not None and holder != incoming.key:
-            return max(self._failing[holder].next_at - now, SOON_S)
+            return min(max(self._failing[holder].next_at - now, SOON_S), BEHIND_S)
         stream, here = incoming.delivery.stream, incoming.delivery.stream_seq
         earlier = self._parked.get((stream, incoming.entity_id))
         if earlier and any(seq < here and (stream, seq) not in passed for seq in earlier):
@@ -101,6 +104,9 @@ class Waiting:
 
     def park(self, incoming: Incoming) -> None:
         """It was NAKed."""
+        if incoming.key in self._failing:
+            # After a restart this is the first that is seen of it.
+            self._message[incoming.key] = incoming
         sequences = self._parked.setdefault((incoming.delivery.stream, incoming.entity_id), set())
         self._parked_total += incoming.delivery.stream_seq not in sequences
         sequences.add(incoming.delivery.stream_seq)

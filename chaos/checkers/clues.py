@@ -300,6 +300,15 @@ class Clues:
         """The envelope of everything that a core subscriber was sent."""
         return [read_envelope(body) for _, body in self.evidence.received]
 
+    @cached_property
+    def heard_at(self) -> Mapping[str, Sequence[int]]:
+        """When each Msg-Id was heard."""
+        found: dict[str, list[int]] = defaultdict(list)
+        for record in self.evidence.history:
+            if record.kind == "heard":
+                found[record["msg_id"]].append(record.t)
+        return dict(found)
+
     # -- what receivers are sent -------------------------------------------------------------------------------
 
     @cached_property

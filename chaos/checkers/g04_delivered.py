@@ -110,9 +110,8 @@ def _received(clues: Clues, row: OutputRow) -> bool:
     """Whether a command to another agent waits in the stream, or is decided."""
     told = clues.told(row)
     target = scope_of(row.subject)
-    return (row.subject, str(told.get("id"))) in clues.waiting or (
-        target is not None and (target, told.get("idempotency_key")) in clues.records
-    )
+    waits = (row.subject, str(told.get("id"))) in clues.waiting
+    return waits or (target, told.get("idempotency_key")) in clues.records
 
 
 def _expired(clues: Clues, stream: str, row: OutputRow, rows: Sequence[OutputRow]) -> bool:

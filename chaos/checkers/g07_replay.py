@@ -74,7 +74,7 @@ def _decided_alike(clues: Clues) -> Iterator[Finding | int]:
     meanings = {(str(s.scope), s.command.id): s.digest for s in clues.evidence.sent}
     for call, digest in _calls(clues.evidence.history):
         scope, key = call["scope"], call["key"]
-        if not key or (scope, key) in exempt or (scope, call["id"]) in queries:
+        if (scope, key) in exempt or (scope, call["id"]) in queries:
             continue
         yield 1
         meaning = meanings.get((scope, call["id"]))

@@ -6,7 +6,7 @@ be heard is what was asked for while the client was listening and nothing struck
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 
 from chaos.checkers.base import Checker, Finding
@@ -29,7 +29,7 @@ def look(evidence: Evidence) -> Iterator[Finding | int]:
     for sent_again in sendings.values():
         record = clues.decision(sent_again[0])
         # One that was redriven since was answered otherwise before.
-        if record is not None and not record.generation and len({sent.command.id for sent in sent_again}) > 1:
+        if record is not None and not record.generation:
             yield from _answered(clues, record, sent_again, since)
 
 
@@ -52,9 +52,6 @@ def _alike(clues: Clues) -> Iterator[Finding | int]:
 
 def _answered(clues: Clues, record: KeyRow, sent: list[Sent], since: int) -> Iterator[Finding | int]:
     """Every sending is answered: a copy is heard after each, and as many as there were."""
-    heard = [r for r in clues.evidence.history if r.kind == "heard"]
-    times = Counter(r["msg_id"] for r in heard)
-    last = {r["msg_id"]: r.t for r in heard}
     asked = [s for s in sent if clues.sent_at(s) >= since]
     stored = len({s.command.id for s in asked})
     for row in clues.outputs_of(record):
@@ -62,10 +59,11 @@ def _answered(clues: Clues, record: KeyRow, sent: list[Sent], since: int) -> Ite
             continue
         yield 1
         name = f"{row.scope} key {row.key!r}"
-        if last.get(row.msg_id, 0) < max(clues.sent_at(s) for s in asked):
-            yield Finding(f"{name} was sent again and not answered after that", [row.key], str(row.scope))
-        elif times[row.msg_id] < stored:
-            what = f"was sent {stored} times and answered {times[row.msg_id]}"
+        times = clues.heard_at.get(row.msg_id, ())
+        if max(times, default=0) < max(clues.sent_at(s) for s in asked):
+            yield Finding(f"{name} was sent and not answered after that", [row.key], str(row.scope))
+        elif len(times) < stored:
+            what = f"was sent {stored} times and answered {len(times)}"
             yield Finding(f"{name} {what}", [row.key], str(row.scope))
 
 

@@ -91,13 +91,10 @@ def _bad_luck(clues: Clues, letter: Letter) -> bool:
 
 def _after_the_limit(clues: Clues) -> Iterator[Finding | int]:
     limit, strikes = clues.evidence.limit, clues.strikes
-    queries = {(str(sent.scope), sent.command.id) for sent in clues.evidence.sent if sent.query}
-    calls = Counter(
-        (record["scope"], record["key"])
-        for record in clues.evidence.history
-        if record.kind == "call" and record["key"] and (record["scope"], record["id"]) not in queries
-    )
+    calls = clues.evidence.calls
     for (scope, key), count in calls.items():
+        if key.startswith("query:"):
+            continue  # a query may be answered as often as it is asked
         yield 1
         if count > limit + strikes.uncounted_calls:
             what = f"the handler of {scope} key {key!r} was called {count} times, the limit is {limit}"
@@ -110,7 +107,7 @@ def _after_the_limit(clues: Clues) -> Iterator[Finding | int]:
             yield Finding(f"{name} {what}", [letter.key], str(letter.scope))
         # An attempt is counted first: its worker may have died before the call.
         uncalled = sum(i.concerns(str(letter.scope), letter.key) for i in strikes.incidents)
-        made = calls[str(letter.scope), letter.key]
+        made = calls.get((str(letter.scope), letter.key), 0)
         if calls and letter.attempts > made + uncalled:
             what = f"was given up for {letter.attempts} attempts, and its handler was called {made} times"
             yield Finding(f"{name} {what}", [letter.key], str(letter.scope))

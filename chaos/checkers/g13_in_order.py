@@ -31,7 +31,7 @@ def look(evidence: Evidence) -> Iterator[Finding | int]:
         yield 1
         decided = [(sent, record) for sent in lane if (record := clues.records.get((scope, sent.key))) is not None]
         yield from _decided(scope, entity, decided, sendings)
-        if keys_of[scope, entity] == {sent.key for sent, _ in decided} and not clues.strikes.rollbacks:
+        if keys_of[scope, entity] == {sent.key for sent, _ in decided}:
             yield from _as_in_order(scope, entity, decided)
     yield from _published(clues)
 

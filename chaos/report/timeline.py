@@ -92,19 +92,22 @@ class _Timeline:
 
     def __init__(self, run: Run, turns: Sequence[Turn], concerns: Sequence[Concern], drawn: Sequence[int]) -> None:
         self._run = run
-        self._turns = turns
         self._concerns = concerns
         self._drawn = drawn
         self._lanes: dict[str, _Lane] = {}
         self._commands: dict[Name, int] = {}
         self._groups: dict[Concern, int] = {}
-        self._turn_of = {index: n for n, turn in enumerate(turns) for index in turn.records}
         self._tracks: dict[int, int] = {}
         self._end = run.ms(run.history[-1])
+        self._lay_lanes()
+        # Only on the lanes of workers is there room for turns.
+        self._turns = [
+            turn for turn in turns if turn.worker in self._lanes and self._lanes[turn.worker].kind == "worker"
+        ]
+        self._turn_of = {index: n for n, turn in enumerate(self._turns) for index in turn.records}
 
     def told(self) -> Mapping[str, Any]:
         """The whole of it."""
-        self._lay_lanes()
         self._pack_turns()
         self._shade()
         ids: dict[Name, list[str]] = defaultdict(list)

@@ -14,20 +14,22 @@ from chaos.checkers import Judgement, judge
 from chaos.evidence import Evidence, Sent, envelope_of
 from chaos.history import Record
 from chaos.rows import KeyRow, OutputRow
-from chaos.workload import every_path, trespass
+from chaos.workload import command, every_path, trespass
 from meshforge_trio.broker.port import StoredMessage
 from meshforge_trio.subjects import Scope
 
-from .paper import COUNTER, OTHER, Paper
+from .paper import COUNTER, FRAGILE, OTHER, Paper
 
 __all__ = [
     "Cases",
     "add",
+    "add_to",
     "body_with",
     "corpse",
     "drop",
     "edit",
     "end",
+    "failed_query",
     "judgement",
     "key_of",
     "noting",
@@ -65,6 +67,18 @@ def corpse() -> Evidence:
     paper.turn(COUNTER, 3)
     paper.turn(COUNTER, 4, "committed")
     return paper.corpse
+
+
+def add_to(entity: str | None, number: int, **more: Any) -> Sent:
+    """Command `c<number>`, which adds 1 to an entity."""
+    return Sent(command(COUNTER, "add", number, {"amount": 1}, entity_id=entity, **more))
+
+
+def failed_query() -> Evidence:
+    """The end of a run in which a query failed until it was set aside."""
+    paper = Paper((FRAGILE,))
+    paper.send(Sent(command(FRAGILE, "peek", 1, entity_id="a", idempotency_key=None), query=True))
+    return paper.drain()
 
 
 # -- edits -----------------------------------------------------------------------------------------------------------

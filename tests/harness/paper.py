@@ -26,13 +26,15 @@ from meshforge_trio.subjects import COMMANDS, EVENTS, FAILED, Scope, parse_subje
 
 from .desk import AGENTS, Desk, Notebook, all_rows
 
-__all__ = ["AUDIT", "COUNTER", "OTHER", "STAGES", "Paper", "Stage"]
+__all__ = ["AUDIT", "COUNTER", "FRAGILE", "OTHER", "STAGES", "Paper", "Stage"]
 
 COUNTER: Final = Scope("default", "demo", "counter")
 AUDIT: Final = Scope("default", "demo", "audit")
 #: Another tenant with the same agent.
 OTHER: Final = Scope("acme", "demo", "counter")
 OTHER_AUDIT: Final = Scope("acme", "demo", "audit")
+#: An agent that fails at a question and says nothing to an event.
+FRAGILE: Final = Scope("default", "demo", "fragile")
 
 #: Where a turn may be killed: `counted` is between the counting of an attempt and the call, `published` after the
 #: first output.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +21,12 @@ from chaos.history import Record
 from chaos.rows import MarkRow, Rows
 from meshforge_trio.broker.port import StoredMessage
 
-from . import (
-    test_checkers_g01_g03,
-    test_checkers_g04,
-    test_checkers_g05,
-    test_checkers_g06_g08,
-    test_checkers_g09,
-    test_checkers_g10,
-    test_checkers_g11_g13,
-)
 from .crafted import corpse, end
 from .paper import COUNTER
 
 INVARIANTS = Path(__file__).parents[2] / "docs/RUNTIME_INVARIANTS.md"
-MODULES = (
-    test_checkers_g01_g03,
-    test_checkers_g04,
-    test_checkers_g05,
-    test_checkers_g06_g08,
-    test_checkers_g09,
-    test_checkers_g10,
-    test_checkers_g11_g13,
-)
+#: The modules with the cases of each guarantee.
+MODULES = [import_module(f".test_checkers_g{number:02}", __package__) for number in range(1, 14)]
 BALANCED = Finding("the sum is 3, not 4", ["k1"], "default/demo/counter")
 
 

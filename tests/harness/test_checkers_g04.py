@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import attrs
 import pytest
 
@@ -19,6 +17,7 @@ from .crafted import (
     Cases,
     Sound,
     add,
+    add_to,
     corpse,
     drop,
     edit,
@@ -31,10 +30,6 @@ from .crafted import (
 from .paper import AUDIT, COUNTER, Paper
 
 CASES = Cases()
-
-
-def add_to(entity: str, number: int, **more: Any) -> Sent:
-    return Sent(command(COUNTER, "add", number, {"amount": 1}, entity_id=entity, **more))
 
 
 def without_message(evidence: Evidence, name: str, row: OutputRow) -> Evidence:
@@ -52,9 +47,6 @@ def first_seq(evidence: Evidence, stream: str, seq: int) -> Evidence:
     facts[stream] = attrs.evolve(facts[stream], first_seq=seq)
     name = "events" if stream == EVENTS else "failed"
     return streams(attrs.evolve(evidence, facts=facts), name, lambda messages: [m for m in messages if m.seq >= seq])
-
-
-# -- G4 --------------------------------------------------------------------------------------------------------------
 
 
 @CASES.breaks("G4", "evt.default.demo.counter.conflict, is committed and is not in MESHFORGE_EVENTS")

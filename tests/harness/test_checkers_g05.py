@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import attrs
 import pytest
 
-from chaos.evidence import Evidence, Sent
+from chaos.evidence import Evidence
 from chaos.rows import KeyRow
-from chaos.workload import command
-from meshforge_trio.subjects import Scope, command_subject
+from meshforge_trio.subjects import command_subject
 
 from .crafted import (
     Broken,
     Cases,
     Sound,
+    add_to,
     body_with,
     corpse,
     drop,
@@ -26,17 +24,9 @@ from .crafted import (
     output_of,
     rows_of,
 )
-from .paper import COUNTER, OTHER, Paper
+from .paper import COUNTER, FRAGILE, OTHER, Paper
 
 CASES = Cases()
-FRAGILE = Scope("default", "demo", "fragile")
-
-
-def add_to(entity: str, number: int, **more: Any) -> Sent:
-    return Sent(command(COUNTER, "add", number, {"amount": 1}, entity_id=entity, **more))
-
-
-# -- G5 --------------------------------------------------------------------------------------------------------------
 
 
 @CASES.breaks("G5", "key 'k1' is recorded, its output 1 is missing")

@@ -17,6 +17,7 @@ from .crafted import (
     Cases,
     Sound,
     add,
+    add_to,
     body_with,
     drop,
     edit,
@@ -32,17 +33,10 @@ from .paper import AUDIT, COUNTER, OTHER, Paper
 CASES = Cases()
 
 
-def add_to(entity: str, number: int, **more: Any) -> Sent:
-    return Sent(command(COUNTER, "add", number, {"amount": 1}, entity_id=entity, **more))
-
-
 def violation_of(evidence: Evidence) -> OutputRow:
     row: OutputRow
     (row,) = rows_of(evidence, "outputs", scope=COUNTER, name="violation")
     return row
-
-
-# -- G9 --------------------------------------------------------------------------------------------------------------
 
 
 @CASES.breaks("G9", "default/demo/counter output 1: an event of acme/demo/counter")

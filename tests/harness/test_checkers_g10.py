@@ -25,9 +25,6 @@ CASES = Cases()
 LOCKS: Final = Scope("default", "demo", "sys_lock_manager")
 
 
-# -- G10 -------------------------------------------------------------------------------------------------------------
-
-
 def locked(*told: tuple[str, dict[str, Any]], scope: Scope = LOCKS, ttl: float | None = None) -> Evidence:
     """What a lock manager committed, one event per command, the last of which was killed before it published."""
     outputs, keys, sent = [], [], []

@@ -230,6 +230,7 @@ def test_records_of_nobody_known_have_a_place_all_the_same() -> None:
         ("client#2", "send", {"id": "c", "key": "k", "subject": "cmd.t.w.a.x", "phase": "main"}),
         ("stranger", "exit", {"status": 3}),
         ("nats", "exit", {"status": 0}),
+        ("nats", "point", {"point": "received", "nth": 1}),
         ("harness", "image", {"number": 1, "final": True}),
         ("harness", "fault", {"rule": "moon:full@1=rise"}),
         ("client#2", "failed", {"id": "c", "reason": "x" * 3000}),
@@ -237,7 +238,8 @@ def test_records_of_nobody_known_have_a_place_all_the_same() -> None:
     names = [lane["name"] for lane in told["lanes"]]
     assert names == ["client#2", "broker", "stranger", "store"]
     where = [names[record["lane"]] for record in told["records"]]
-    assert where == ["client#2", "stranger", "broker", "store", "broker", "client#2"]
+    assert where == ["client#2", "stranger", "broker", "broker", "store", "broker", "client#2"]
+    assert told["turns"] == []
     assert told["records"][-1]["fields"]["reason"].endswith("x... (3000 characters)")
 
 

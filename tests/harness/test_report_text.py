@@ -363,7 +363,7 @@ def test_a_history_of_odd_fields_is_reported_all_the_same(data: st.DataObject, t
     for t in range(data.draw(st.integers(0, 12))):
         kind = data.draw(st.sampled_from(sorted(KINDS.keys() - {"header"})))
         names = sorted(KINDS[kind] | {"scope", "msg_id", "seq", "id", "body", "subject"})
-        actor = data.draw(st.sampled_from(["worker#1", "client", "nats", "proxy", "harness", "stranger"]))
+        actor = data.draw(st.sampled_from(["worker#1", "client", "nats", "proxy", "harness", "store", "broker", ""]))
         lines.append({**{name: data.draw(value) for name in names}, "t": t, "actor": actor, "kind": kind})
     (tmp_path / "history.jsonl").write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
     (tmp_path / "run.json").write_bytes(b'{"version": 1}')

@@ -18,6 +18,7 @@ from chaos.lab import Outcome
 from chaos.mutants.patch import Patch
 from chaos.plan import check_plan, parse_plan
 from chaos.shrink import Shrunk, shrink, smallest
+
 from .drill import PaperLab, case_of, happens
 
 
@@ -140,7 +141,7 @@ def test_nothing_of_what_is_left_can_go(
 
 
 class Kept:
-    """A laboratory's answers whose runs were kept, if they broke. `breaks` is asked about each."""
+    """A laboratory's answers, whose runs were kept: they break, or else show nothing. `breaks` is asked about each."""
 
     def __init__(self, where: Path, breaks: Callable[[Case], bool]) -> None:
         self._where = where
@@ -148,12 +149,11 @@ class Kept:
         self._number = 0
 
     def __call__(self, case: Case, patch: Patch | None = None) -> Outcome:
-        if not self._breaks(case):
-            return happens(case)
+        breaks = self._breaks(case)
         self._number += 1
         home = self._where / f"run-{self._number}"
         home.mkdir()
-        outcome = happens(case, fell=["G4"])
+        outcome = happens(case, fell=["G4"]) if breaks else happens(case, reasons=["no server"])
         (home / "run.json").write_bytes(orjson.dumps(case.as_run(case.sent)))
         (home / "verdict.json").write_bytes(orjson.dumps(outcome.verdict.to_json()))
         return attrs.evolve(outcome, home=home)

@@ -15,6 +15,7 @@ from chaos.rows import Rows
 from chaos.tally import Cell, Tally, cells, rank, reasons_for, shown_hits, told_outcome
 from chaos.verdict import ImageJudgement, Status
 from meshforge_trio.points import Point
+
 from .drill import case_of, happens
 
 KILL = "worker#1:after_store@2=kill"

@@ -12,7 +12,7 @@ from meshforge_trio.intake import Incoming, read_delivery
 from meshforge_trio.policy import RetryPolicy
 from meshforge_trio.store.port import Attempt
 from meshforge_trio.subjects import COMMANDS, EVENTS
-from meshforge_trio.waiting import SOON_S, Waiting
+from meshforge_trio.waiting import BEHIND_S, SOON_S, Waiting
 
 HOLD = RetryPolicy(limit=3, delays_s=(1.0,))
 SKIP = RetryPolicy(limit=3, delays_s=(1.0,), hold_entity=False)
@@ -48,13 +48,24 @@ def test_a_failed_command_waits_for_its_time() -> None:
 
 def test_later_commands_of_the_entity_wait_behind_it() -> None:
     waiting = Waiting([failing("k1")], HOLD, 10)
-    assert waiting.delay_s(arrived(2), 4.0) == 6.0
+    # Not for as long as the failing one: it may be given up before.
+    assert waiting.delay_s(arrived(2), 4.0) == BEHIND_S
+    assert waiting.delay_s(arrived(2), 9.5) == 0.5
     # Its time has come and it has not: soon, but not before it.
     assert waiting.delay_s(arrived(2), 11.0) == SOON_S
     assert waiting.delay_s(arrived(2, "b"), 4.0) is None
     assert waiting.delay_s(arrived(2, None), 4.0) is None
     waiting.end("k1")
     assert waiting.delay_s(arrived(2), 4.0) is None
+
+
+def test_the_failing_one_is_known_again_after_a_restart() -> None:
+    """Its row is read from the store, its message comes while it waits: then it can be given up."""
+    waiting = Waiting([failing("k1")], HOLD, 10)
+    assert waiting.message("k1") is None
+    one = arrived(1)
+    waiting.park(one)
+    assert waiting.message("k1") is one
 
 
 def test_with_skip_they_pass() -> None:

@@ -1,4 +1,4 @@
-"""G11, G12, G13: poison set aside alone, nothing left at the end, everything in its order."""
+"""G11: poison is set aside once, and alone."""
 
 from __future__ import annotations
 
@@ -7,23 +7,20 @@ from typing import Any
 import attrs
 import pytest
 
-from chaos.checkers import judge
-from chaos.evidence import Evidence, Sent, envelope_of
+from chaos.evidence import Evidence, Sent
 from chaos.workload import command
-from meshforge_trio.subjects import EVENTS, FAILED
+from meshforge_trio.subjects import FAILED
 
 from .crafted import (
     Broken,
     Cases,
     Sound,
-    corpse,
     drop,
     edit,
     end,
     judgement,
     key_of,
     noting,
-    output_of,
     rows_of,
     streams,
     without,
@@ -45,9 +42,6 @@ def expecting(evidence: Evidence, key: str, *outcomes: str) -> Evidence:
     """As if the workload had known other outcomes of a key."""
     sent = [attrs.evolve(s, expect=outcomes) if (s.scope, s.key) == (COUNTER, key) else s for s in evidence.sent]
     return attrs.evolve(evidence, sent=sent)
-
-
-# -- G11 -------------------------------------------------------------------------------------------------------------
 
 
 @CASES.breaks("G11", "failed.cmd.default.demo.counter.explode key 'k7' generation 0 was dead-lettered 2 times")
@@ -224,168 +218,6 @@ def test_letters_that_expired_are_not_missed() -> None:
     evidence = dead_and_not_in_the_stream()
     facts = {**evidence.facts, FAILED: attrs.evolve(evidence.facts[FAILED], first_seq=3)}
     assert judgement(attrs.evolve(evidence, facts=facts), "G11").holds
-
-
-# -- G12 -------------------------------------------------------------------------------------------------------------
-
-
-@CASES.breaks("G12", "it did not drain in time; worker#1 ended with 5")
-def workers_ended_and_nobody_finished() -> Evidence:
-    paper = Paper()
-    paper.send(add_to("a", 1))
-    paper.history.write("exit", status=5)
-    return paper.image(final=True)
-
-
-@CASES.breaks("G12", "it did not drain in time")
-def nobody_says_that_it_drained() -> Evidence:
-    return without(end(), lambda r: r.kind == "drained")
-
-
-@CASES.breaks("G12", "cmd.default.demo.counter.add key 'k1' at sequence 1 is still in the command stream")
-def a_command_is_left() -> Evidence:
-    left = corpse().commands[0]
-    assert envelope_of(left)["id"] == "c4"
-    first = attrs.evolve(left, seq=1, body=left.body.replace(b'"k4"', b'"k1"'))
-    return streams(end(), "commands", lambda _: [first])
-
-
-@CASES.breaks("G12", "default/demo/counter key 'k99' still waits for another attempt")
-def an_attempt_is_left() -> Evidence:
-    return attrs.evolve(end(), rows=attrs.evolve(end().rows, attempts={(COUNTER, "k99"): 1}))
-
-
-@CASES.breaks("G12", "evt.default.demo.counter.conflict, is still to be published")
-def an_output_is_left() -> Evidence:
-    row = output_of(end(), "k4")
-    return streams(end(), "events", lambda all_: [m for m in all_ if m.msg_id != row.msg_id])
-
-
-@CASES.holds("G12")
-def killed_workers_on_the_way() -> Evidence:
-    assert [r["status"] for r in end().history if r.kind == "exit"] == [-9, -9, 0]
-    return end()
-
-
-@CASES.holds("G12")
-def nothing_was_decided_but_an_answer_given() -> Evidence:
-    paper = Paper()
-    paper.send(Sent(command(COUNTER, "get", 1, entity_id="a", idempotency_key=None), query=True))
-    return paper.drain()
-
-
-def test_an_end_is_no_corpse() -> None:
-    assert "G12" not in [each.id for each in judge(corpse())]
-
-
-def test_planned_ends_are_not_named() -> None:
-    evidence = attrs.evolve(corpse(), final=True)
-    assert judgement(evidence, "G12").findings[0].what == "it did not drain in time"
-
-
-def test_what_expired_is_not_left() -> None:
-    evidence = an_output_is_left()
-    facts = {**evidence.facts, EVENTS: attrs.evolve(evidence.facts[EVENTS], first_seq=3)}
-    assert judgement(attrs.evolve(evidence, facts=facts), "G12").holds
-
-
-# -- G13 -------------------------------------------------------------------------------------------------------------
-
-
-@CASES.breaks("G13", "'a': sent ['k1', 'k3', 'k4', 'k9', 'k13'], decided ['k3', 'k1', 'k4', 'k9', 'k13']")
-def decided_in_another_order() -> Evidence:
-    one, three = key_of(end(), "k1"), key_of(end(), "k3")
-    swapped = edit(end(), "keys", one, first_n=three.first_n, last_n=three.last_n)
-    return edit(swapped, "keys", three, first_n=one.first_n, last_n=one.last_n)
-
-
-@CASES.breaks("G13", "'a': sent ['k2', 'k1'], decided ['k1', 'k2']")
-def decided_in_the_order_of_sending_instead_of_the_streams() -> Evidence:
-    """Two clients: the one that sent later was stored first."""
-    paper = Paper()
-    paper.send(add_to("a", 1), add_to("a", 2))
-    evidence = paper.drain()
-    seqs = {"c1": 2, "c2": 1}
-    history = [
-        attrs.evolve(r, fields={**r.fields, "seq": seqs[r["id"]]}) if r.kind == "ok" else r for r in evidence.history
-    ]
-    return attrs.evolve(evidence, history=history)
-
-
-@CASES.breaks("G13", "'b': key 'k2' was decided for a later sending than c2")
-def decided_for_the_later_of_two_payloads() -> Evidence:
-    """As if the second had overtaken the first."""
-    (refusal,) = rows_of(end(), "mismatches", scope=COUNTER)
-    record = key_of(end(), "k2")
-    swapped = edit(end(), "keys", record, payload_hash=refusal.payload_hash)
-    return edit(swapped, "mismatches", refusal, payload_hash=record.payload_hash)
-
-
-@CASES.breaks("G13", "out of order")
-def published_in_another_order() -> Evidence:
-    ours = [m for m in end().events if m.msg_id in {output_of(end(), k).msg_id for k in ("k1", "k3")}]
-    seqs = {ours[0].msg_id: ours[1].seq, ours[1].msg_id: ours[0].seq}
-    return streams(end(), "events", lambda all_: [attrs.evolve(m, seq=seqs.get(m.msg_id, m.seq)) for m in all_])
-
-
-@CASES.breaks("G13", "'b': key 'k6' was refused, which in stream order it is not")
-def refused_on_another_state() -> Evidence:
-    return expecting(end(), "k6", "decided")
-
-
-@CASES.holds("G13")
-def two_entities_in_any_order() -> Evidence:
-    paper = Paper()
-    paper.send(add_to("a", 1), add_to("b", 2))
-    paper.commands = dict(reversed(paper.commands.items()))
-    return paper.drain()
-
-
-@CASES.holds("G13")
-def a_key_whose_first_sending_may_be_lost() -> Evidence:
-    """Nobody knows whether the first sending was stored; the second came after another command."""
-    paper = Paper()
-    first = add_to("a", 1)
-    paper.send(attrs.evolve(first, outcome="unknown"))
-    del paper.commands[1]
-    paper.send(add_to("a", 2), attrs.evolve(first, command=attrs.evolve(first.command, id="c1-again")))
-    return paper.drain()
-
-
-@CASES.holds("G13")
-def a_key_that_the_broker_forgot_and_the_client_sent_again() -> Evidence:
-    paper = Paper()
-    paper.history.write("fault", rule="nats:after_store@1=copy")
-    first = add_to("a", 1)
-    paper.send(first)
-    paper.history.write("fault", rule="nats:after_store@2=rollback")
-    del paper.commands[1]
-    paper.history.write("up", actor="nats")
-    paper.send(add_to("a", 2), attrs.evolve(first, command=attrs.evolve(first.command, id="c1-again")))
-    return paper.drain()
-
-
-@CASES.holds("G13")
-def an_outcome_after_one_that_had_bad_luck() -> Evidence:
-    """What it would have added is missing, so the next one is refused: by right."""
-    paper = Paper()
-    take = Sent(command(COUNTER, "take", 2, {"amount": 1}, entity_id="a"), expect=("decided",))
-    paper.send(add_to("a", 1), take)
-    paper.recover()
-    for stage in ("decided", "counted", "counted"):
-        paper.turn(COUNTER, 1, dies=stage)
-    evidence = paper.drain()
-    assert (key_of(evidence, "k1").outcome, key_of(evidence, "k2").outcome) == ("dead", "refused")
-    return evidence
-
-
-@CASES.holds("G13")
-def a_key_used_for_two_entities() -> Evidence:
-    """Order holds within an entity only: the second may be decided first."""
-    paper = Paper()
-    paper.send(add_to("a", 1), attrs.evolve(add_to("b", 2, idempotency_key="k1"), expect=()))
-    paper.commands = dict(reversed(paper.commands.items()))
-    return attrs.evolve(paper.drain(), limit=0)
 
 
 @pytest.mark.parametrize("case", CASES.params(CASES.broken))
