@@ -43,6 +43,15 @@ _KEPT_MAX: Final = 30
 #: How long what needs a time lasts, in seconds.
 _SECONDS: Final[Mapping[str, float]] = {"full": 0.3, "pause": 0.3}
 _ALONE: Final = (Point.BEFORE_ATTEMPT, Point.IN_ATTEMPT)
+#: Which hit of a point comes after the first publication, where that is not the third: turns overlap by two.
+_AFTER_A_PUBLICATION: Final[Mapping[str, int]] = {
+    Point.BEFORE_HOLD: 2,
+    Point.AFTER_HOLD: 2,
+    Point.BEFORE_DEAD_LETTER: 1,
+    Point.AFTER_DEAD_LETTER: 1,
+    Point.BEFORE_MARK: 2,
+    Point.AFTER_MARK: 2,
+}
 
 
 @attrs.frozen
@@ -296,19 +305,21 @@ def _left_over(gate: Gate) -> Iterator[Stage]:
 
 
 def plan_for(cell: Cell) -> str:
-    """A plan that reaches `cell`, if the workload gets there."""
+    """A plan that reaches `cell`, if the workload gets there one command at a time."""
     seconds = f"({_SECONDS[cell.action]:g})" if cell.action in _SECONDS else ""
-    act = f"{cell.place}@1={cell.action}{seconds}"
     if cell.actor == "proxy":
-        return f"proxy:{act}"
+        return f"proxy:{cell.place}@1={cell.action}{seconds}"
     # A first worker has nothing to recover and nobody to suspect.
     death = FIRST_DEATHS[1] if cell.place in _ALONE else FIRST_DEATHS[0] if cell.place in RECOVERY else ""
+    nth = 1
     before = [death] if death else []
     if cell.action == "rollback":
-        before.insert(0, "nats:after_recovery@1=copy")
+        # Something must have been published when the copy is taken: a server that has lost all of it is refused.
+        before = ["nats:after_publish@1=copy", *(rule.replace("@1", "@3") for rule in before)]
+        nth = 1 if death else _AFTER_A_PUBLICATION.get(cell.place, 3)
     number = 2 if death else 1
     who = f"worker#{number}:" if cell.actor == "worker" else f"{cell.actor}:worker#{number}."
-    return "; ".join([*before, f"{who}{act}"])
+    return "; ".join([*before, f"{who}{cell.place}@{nth}={cell.action}{seconds}"])
 
 
 # -- what is made of it --------------------------------------------------------------------------------------------

@@ -76,6 +76,13 @@ class Paper:
         self.history.actor = f"worker#{self.worker}"
         self.history.write("spawn", pid=self.worker)
 
+    def join(self, scope: Scope) -> None:
+        """A scope begins: its first mark says where the streams stand before it ever published."""
+        desk = self.desks[scope] = Desk(scope, self._recorded(scope), self.policy)
+        stand = [(m[-1].seq, m[-1].msg_id) if m else (0, "") for m in (self.streams[EVENTS], self.streams[FAILED])]
+        desk.marks = [Mark(0, *stand[0], *stand[1], 0.0)]
+        desk.begin()
+
     # -- the client --------------------------------------------------------------------------------------------
 
     def send(self, *sent: Sent) -> None:

@@ -16,13 +16,15 @@ import pytest
 from chaos.checkers import CHECKERS, Checker, Finding, Judgement, judge
 from chaos.checkers.clues import Clues, event_key, scope_of
 from chaos.checkers.struck import Fault, Strikes
-from chaos.evidence import Evidence
+from chaos.evidence import Evidence, Sent
 from chaos.history import Record
 from chaos.rows import MarkRow, Rows
-from meshforge_trio.broker.port import StoredMessage
+from chaos.workload import command, trespass
+from meshforge_trio.broker.port import StoredMessage, StreamFacts
+from meshforge_trio.subjects import EVENTS
 
-from .crafted import corpse, end
-from .paper import COUNTER
+from .crafted import add_to, corpse, end
+from .paper import COUNTER, OTHER, Paper
 
 INVARIANTS = Path(__file__).parents[2] / "docs/RUNTIME_INVARIANTS.md"
 #: The modules with the cases of each guarantee.
@@ -64,6 +66,32 @@ def test_nothing_is_examined_where_there_is_nothing() -> None:
     judgements = judge(Evidence(Rows(), final=False))
     assert [each.examined for each in judgements] == [0] * len(judgements)
     assert all(each.holds for each in judgements)
+
+
+def test_how_much_is_examined() -> None:
+    """Counted by hand."""
+    paper = Paper((COUNTER,))
+    explode = Sent(command(COUNTER, "explode", 3, entity_id="b"), expect=("dead",))
+    paper.send(add_to("a", 1), add_to("a", 2), explode)
+    paper.send(add_to("a", 4, idempotency_key="k1"), add_to("b", 5, idempotency_key="k1", expected_version=7))
+    paper.send(add_to("a", 6, expected_version=0), add_to("a", 7, expected_version=2))
+    paper.send(trespass(COUNTER, OTHER, 8))
+    judgements = judge(paper.drain())
+    assert {each.id: each.examined for each in judgements} == {
+        "G1": 8,  # commands
+        "G2": 6 + 1 + 6,  # records, refusals of other payloads, keys with effects
+        "G3": 7 + 1 + 8 + 7,  # events, letters, heard, decisions
+        "G4": 8 + 7 + 1 + 3 + 8,  # ids, copies of each in both streams, marks, outputs
+        "G5": 7 + 1,  # decisions, letters
+        "G6": 1 + 1 + 1,  # conflicts, entities, expected versions
+        "G7": 3 + 2 + 3,  # events, rebuilt hashes, calls that came to a decision
+        "G8": 8 + 6,  # heard, answers
+        "G9": 8 + 7 + 8 + 1,  # outputs, events, heard, trespasses
+        "G10": 0,
+        "G11": 1 + 1 + 2 + 4 + 1,  # letters sent, dead records, expectations, keys called, letters stored
+        "G12": 8 + 8,  # commands, outputs
+        "G13": 2 + 2,  # entities asked, entities published
+    }
 
 
 # -- judgements ------------------------------------------------------------------------------------------------------
@@ -227,15 +255,17 @@ def test_what_befell_whom() -> None:
 
 
 def test_the_newest_mark_that_the_streams_confirm() -> None:
-    def through(*marks: tuple[int, int, str], held: Sequence[str] = ()) -> int:
+    def through(*marks: tuple[int, int, str], held: Sequence[str] = (), first: int = 1) -> int:
         rows = Rows(marks=[MarkRow(COUNTER, n, seq, id_, 0, "") for n, seq, id_ in marks])
-        messages = [StoredMessage(seq, "evt", id_, b"") for seq, id_ in enumerate(held, 1)]
-        return Clues(Evidence(rows, events=messages)).published_through(COUNTER)
+        messages = [StoredMessage(seq, "evt", id_, b"") for seq, id_ in enumerate(held, first)]
+        facts = {EVENTS: StreamFacts(EVENTS, first, first + len(held) - 1, len(held), 120.0, -1)}
+        return Clues(Evidence(rows, events=messages, facts=facts)).published_through(COUNTER)
 
     assert through() == 0
     assert through((0, 0, ""), (3, 1, "a"), (5, 2, "b"), held="ab") == 5
     assert through((0, 0, ""), (3, 1, "a"), (5, 2, "b"), held="a") == 3
     assert through((0, 0, ""), (3, 1, "a"), (5, 2, "b"), held="xy") == 0
+    assert through((3, 1, "a"), (5, 2, "b"), held="x", first=2) == 3, "what was below has expired"
     assert through((2, 0, "")) == 2, "commands only, which no stream of events can confirm"
     assert through((2, 0, ""), (5, 1, "a")) == 0, "any stream would confirm it"
 

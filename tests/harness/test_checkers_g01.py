@@ -5,8 +5,8 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from chaos.evidence import Evidence, envelope_of
-from chaos.workload import GARBAGE, trespass
+from chaos.evidence import Evidence, Sent, envelope_of
+from chaos.workload import GARBAGE, command, trespass
 from meshforge_trio.subjects import command_subject
 
 from .crafted import (
@@ -175,6 +175,24 @@ def a_key_of_the_runtimes_own_shape() -> Evidence:
     paper = Paper()
     paper.send(add_to("a", 1, idempotency_key="evt:forged"), add_to("a", 2, idempotency_key=None))
     return paper.drain()
+
+
+@CASES.holds("G1")
+def a_query_was_set_aside_and_nobody_heard_of_it() -> Evidence:
+    return without(failed_query(), lambda r: r.kind == "heard")
+
+
+@CASES.holds("G1")
+def a_query_was_answered_and_the_client_has_not_read_it_yet() -> Evidence:
+    paper = Paper()
+    paper.send(Sent(command(COUNTER, "get", 1, entity_id="a", idempotency_key=None), query=True), add_to("a", 2))
+    paper.turn(COUNTER, 1, dies="acked")
+    return without(paper.corpse, lambda r: r.kind == "heard")
+
+
+@CASES.holds("G1")
+def the_broker_went_back_and_nobody_knows_when_a_command_was_stored() -> Evidence:
+    return without(the_broker_forgot_what_came_after_the_copy(), lambda r: r.kind == "ok")
 
 
 @pytest.mark.parametrize("case", CASES.params(CASES.broken))

@@ -114,6 +114,12 @@ def a_dead_letter_was_redriven() -> Evidence:
     return redriven()
 
 
+@CASES.breaks("G2", "key 'k7' took effect again: its decision is outputs")
+def set_aside_twice_without_being_redriven() -> Evidence:
+    record = key_of(end(), "k7")
+    return edit(end(), "keys", record, first_n=record.first_n + 1)
+
+
 @pytest.mark.parametrize("case", CASES.params(CASES.broken))
 def test_what_is_wrong_is_found(case: Broken) -> None:
     case.check()

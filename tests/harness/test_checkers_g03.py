@@ -160,6 +160,14 @@ def a_query_was_answered_without_a_trace() -> Evidence:
     return end()
 
 
+@CASES.holds("G3")
+def an_answer_without_a_payload() -> Evidence:
+    answer = next(r for r in end().history if r.kind == "heard" and '"causation_id":"c11"' in r["body"])
+    told = {**orjson.loads(answer["body"]), "payload": None}
+    body = dumped_body(orjson.dumps(told))
+    return noting(end(), ("client", "heard", {"subject": answer["subject"], "msg_id": "00", **body}))
+
+
 @pytest.mark.parametrize("case", CASES.params(CASES.broken))
 def test_what_is_wrong_is_found(case: Broken) -> None:
     case.check()

@@ -22,6 +22,7 @@ from .crafted import (
     drop,
     edit,
     end,
+    judgement,
     key_of,
     output_of,
     rows_of,
@@ -245,6 +246,48 @@ def test_an_end_that_did_not_drain_is_judged_as_a_corpse() -> None:
     assert [each.id for each in judge(evidence) if not each.holds] == ["G12"]
 
 
+@CASES.breaks("G4", "and its body the id ")
+def a_command_that_names_another_id() -> Evidence:
+    row = output_of(end(), "k10", "note")
+    return edit(end(), "outputs", row, msg_id="0" * 32)
+
+
+@CASES.breaks("G4", "a mark goes back")
+def marks_go_back_among_the_letters() -> Evidence:
+    before, newest = rows_of(end(), "marks", scope=COUNTER)[-2:]
+    assert before.failed_seq, "a letter was published before"
+    return edit(end(), "marks", newest, failed_seq=0, failed_id="")
+
+
+@CASES.holds("G4")
+def a_session_that_began_twice() -> Evidence:
+    """Nothing was published in between, so the same mark is written again."""
+    first = rows_of(end(), "marks", scope=COUNTER)[0]
+    return attrs.evolve(end(), rows=attrs.evolve(end().rows, marks=[first, *end().rows.marks]))
+
+
+@CASES.holds("G4")
+def a_scope_that_began_when_others_had_published() -> Evidence:
+    """Its first mark names where the stream stood, which is another's event."""
+    paper = Paper((COUNTER,))
+    paper.send(add_to("a", 1), add_to("a", 2))
+    paper.drain()
+    paper.join(AUDIT)
+    evidence = paper.drain()
+    first: MarkRow = rows_of(evidence, "marks", scope=AUDIT)[0]
+    assert (first.n, first.event_id) == (0, output_of(evidence, "k2").msg_id)
+    return evidence
+
+
+@CASES.holds("G4")
+def killed_between_two_events_of_a_receiver() -> Evidence:
+    paper = Paper()
+    paper.send(add_to("a", 1), add_to("a", 2))
+    paper.turn(COUNTER)
+    paper.turn(AUDIT, 1, dies="acked")
+    return paper.corpse
+
+
 @pytest.mark.parametrize("case", CASES.params(CASES.broken))
 def test_what_is_wrong_is_found(case: Broken) -> None:
     case.check()
@@ -253,3 +296,8 @@ def test_what_is_wrong_is_found(case: Broken) -> None:
 @pytest.mark.parametrize("case", CASES.params(CASES.sound))
 def test_what_is_right_passes(case: Sound) -> None:
     case.check()
+
+
+def test_the_keys_of_a_copy_are_named() -> None:
+    found = [f for f in judgement(published_twice(), "G4").findings if "2 times" in f.what]
+    assert [list(finding.keys) for finding in found] == [["k1"]]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
+import orjson
 import pytest
 
 from chaos.evidence import Evidence
-from chaos.rows import KeyRow
+from chaos.rows import KeyRow, OutputRow
 from meshforge_trio.subjects import command_subject
 
 from .crafted import (
@@ -190,6 +193,29 @@ def an_event_that_leads_to_nothing() -> Evidence:
 def two_scopes_count_from_one() -> Evidence:
     assert output_of(end(), "k1", scope=OTHER).n == output_of(end(), "k1").n == 1
     return end()
+
+
+def told_as(row: OutputRow, payload: dict[str, Any]) -> bytes:
+    return orjson.dumps({**orjson.loads(row.body), "payload": payload})
+
+
+@CASES.breaks("G5", "key 'k6' is recorded as refused, its outputs are [('record', 'refused')]")
+def a_refusal_without_a_reason() -> Evidence:
+    row = output_of(end(), "k6")
+    return edit(end(), "outputs", row, body=told_as(row, {"code": "no"}))
+
+
+@CASES.breaks("G5", "key 'k1' is recorded as refused, its outputs are [('event', 'added')]")
+def an_event_that_looks_like_a_refusal() -> Evidence:
+    row = output_of(end(), "k1")
+    evidence = edit(end(), "outputs", row, body=told_as(row, {"code": "no", "reason": "no"}))
+    return edit(evidence, "keys", key_of(end(), "k1"), outcome="refused")
+
+
+@CASES.breaks("G5", "is recorded as mismatch, its outputs are [('record', 'refused'), ('event', 'added')]")
+def a_refusal_of_two_outputs() -> Evidence:
+    (refusal,) = rows_of(end(), "mismatches", scope=COUNTER)
+    return edit(end(), "mismatches", refusal, last_n=refusal.last_n + 1)
 
 
 @pytest.mark.parametrize("case", CASES.params(CASES.broken))

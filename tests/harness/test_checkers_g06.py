@@ -19,6 +19,7 @@ from .crafted import (
     drop,
     edit,
     end,
+    judgement,
     key_of,
     output_of,
 )
@@ -131,6 +132,16 @@ def a_command_without_an_entity() -> Evidence:
     return paper.drain()
 
 
+@CASES.breaks("G6", "'a': a record has version None in the chain of its entity (output 4)")
+def a_conflict_in_the_chain() -> Evidence:
+    return edit(end(), "outputs", output_of(end(), "k4"), chain=b"\0" * 32)
+
+
+@CASES.breaks("G6", "'a': a record has version None in the chain of its entity (output 4)")
+def a_conflict_with_a_link() -> Evidence:
+    return edit(end(), "outputs", output_of(end(), "k4"), prev=3)
+
+
 @pytest.mark.parametrize("case", CASES.params(CASES.broken))
 def test_what_is_wrong_is_found(case: Broken) -> None:
     case.check()
@@ -139,3 +150,16 @@ def test_what_is_wrong_is_found(case: Broken) -> None:
 @pytest.mark.parametrize("case", CASES.params(CASES.sound))
 def test_what_is_right_passes(case: Sound) -> None:
     case.check()
+
+
+def test_others_may_use_the_name_of_a_version() -> None:
+    """In the payload of a command, or of an event of no entity, it is the agent's own."""
+    row = output_of(end(), "k10", "note")
+    evidence = edit(end(), "outputs", row, body=body_with(row, payload={"entity_version": 900}))
+    assert judgement(evidence, "G6").holds
+    paper = Paper()
+    paper.send(Sent(command(COUNTER, "add", 1, {"amount": 1})))
+    evidence = paper.drain()
+    row = output_of(evidence, "k1")
+    evidence = edit(evidence, "outputs", row, body=body_with(row, payload={"entity_version": 900}))
+    assert judgement(evidence, "G6").holds

@@ -133,6 +133,19 @@ def refusals_and_conflicts_are_repeated() -> Evidence:
     return paper.drain()
 
 
+@CASES.breaks("G8", "key 'k6' was sent and not answered after that")
+def never_answered() -> Evidence:
+    return unheard(end(), "k6", 0)
+
+
+@CASES.holds("G8")
+def sent_and_lost() -> Evidence:
+    """What the stream never stored needs no answer."""
+    lost = attrs.evolve(add_to("z", 90), outcome="unknown")
+    evidence = attrs.evolve(end(), sent=[*end().sent, lost])
+    return noting(evidence, ("client", "send", {"id": "c90", "key": "k90", "subject": lost.subject, "phase": "main"}))
+
+
 @pytest.mark.parametrize("case", CASES.params(CASES.broken))
 def test_what_is_wrong_is_found(case: Broken) -> None:
     case.check()

@@ -11,6 +11,7 @@ from chaos.evidence import Evidence, Sent, dumped_body
 from chaos.rows import OutputRow
 from chaos.workload import command, trespass
 from meshforge_trio.envelope import SecurityContext
+from meshforge_trio.subjects import EVENTS
 
 from .crafted import (
     Broken,
@@ -22,6 +23,7 @@ from .crafted import (
     drop,
     edit,
     end,
+    judgement,
     key_of,
     noting,
     output_of,
@@ -153,7 +155,7 @@ def with_secret(reason: str) -> Evidence:
     """A trespass whose payload would be recognised."""
     paper = Paper()
     sent = trespass(COUNTER, OTHER, 1)
-    payload = {"notes": ["hunter2", {"deep": "swordfish"}], "agent": "counter", "short": "in", "n": 1}
+    payload = {"notes": ["pike", {"deep": "swordfish"}], "agent": "counter", "short": "ame", "n": 1}
     paper.send(attrs.evolve(sent, command=attrs.evolve(sent.command, payload=payload)))
     evidence = paper.drain()
     row = violation_of(evidence)
@@ -234,6 +236,58 @@ def a_violation_may_name_what_everybody_knows() -> Evidence:
     return with_secret("envelope names acme/demo/counter, subject names default/demo/counter")
 
 
+@CASES.breaks("G9", "is gone, and no violation is stored")
+def a_trespass_of_which_nothing_was_expected() -> Evidence:
+    sent = [attrs.evolve(each, expect=()) for each in end().sent]
+    return attrs.evolve(a_trespass_without_a_violation(), sent=sent)
+
+
+@CASES.breaks("G9", "echoes ['pike'] of the payload")
+def a_violation_that_echoes_a_short_text() -> Evidence:
+    return with_secret("envelope says pike")
+
+
+@CASES.holds("G9")
+def a_trespass_was_lost_on_the_way() -> Evidence:
+    paper = Paper()
+    paper.send(attrs.evolve(trespass(COUNTER, OTHER, 1), outcome="unknown"), add_to("a", 2))
+    del paper.commands[1]
+    return paper.drain()
+
+
+@CASES.holds("G9")
+def a_trespass_was_forgotten_by_the_broker() -> Evidence:
+    """And so was a command whose key another tenant uses as well."""
+    paper = Paper()
+    paper.send(Sent(command(OTHER, "add", 2, {"amount": 1}, entity_id="a")))
+    paper.copy()
+    paper.send(trespass(COUNTER, OTHER, 1), add_to("a", 2))
+    assert paper.roll_back()
+    return paper.drain()
+
+
+@CASES.holds("G9")
+def a_violation_is_not_yet_published() -> Evidence:
+    paper = Paper()
+    paper.send(trespass(COUNTER, OTHER, 1))
+    paper.turn(COUNTER, dies="committed")
+    return paper.corpse
+
+
+@CASES.holds("G9")
+def a_trespass_under_an_id_that_is_used_where_it_arrives() -> Evidence:
+    paper = Paper()
+    paper.send(add_to("a", 1), trespass(COUNTER, OTHER, 1))
+    return paper.drain()
+
+
+@CASES.holds("G9")
+def a_command_of_nobody_of_which_nothing_was_expected() -> Evidence:
+    paper = Paper()
+    paper.send(Sent(attrs.evolve(command(COUNTER, "add", 1, {"amount": 1}), security_context=None)))
+    return paper.drain()
+
+
 @pytest.mark.parametrize("case", CASES.params(CASES.broken))
 def test_what_is_wrong_is_found(case: Broken) -> None:
     case.check()
@@ -242,3 +296,22 @@ def test_what_is_wrong_is_found(case: Broken) -> None:
 @pytest.mark.parametrize("case", CASES.params(CASES.sound))
 def test_what_is_right_passes(case: Sound) -> None:
     case.check()
+
+
+def test_what_concerns_one_tenant_only_is_for_others_to_judge() -> None:
+    paper = Paper()
+    paper.send(add_to("a", 1))
+    evidence = paper.drain()
+    assert judgement(drop(evidence, "keys", key_of(evidence, "k1")), "G9").holds, (
+        "undecided, and not taken for another's"
+    )
+    record = next(record for record in rows_of(evidence, "keys") if record.key.startswith("evt:"))
+    assert judgement(edit(evidence, "keys", record, key="evt:nothing"), "G9").holds, "an event of nobody's"
+    rubbish = streams(evidence, "events", lambda all_: [*all_, attrs.evolve(all_[0], body=b"{", msg_id="00")])
+    assert judgement(rubbish, "G9").holds, "no event at all"
+
+
+def test_a_violation_that_expired_is_not_missed() -> None:
+    evidence = a_violation_nobody_heard_of()
+    facts = {**evidence.facts, EVENTS: attrs.evolve(evidence.facts[EVENTS], first_seq=3)}
+    assert judgement(attrs.evolve(evidence, facts=facts), "G9").holds

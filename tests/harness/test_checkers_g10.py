@@ -216,6 +216,31 @@ def test_other_agents_may_release_what_they_like() -> None:
     assert judgement(nameless, "G10").examined == 0
 
 
+@CASES.breaks("G10", "released, and nobody holds it")
+def released_before_anybody_had_it() -> Evidence:
+    return locked(("released", {"owner_id": "a"}), acquired("a", 60.0, 1))
+
+
+@CASES.breaks("G10", "fencing token 1 follows 1")
+def a_token_twice_for_one_owner() -> Evidence:
+    return locked(acquired("a", 60.0, 1), released("a"), acquired("a", 63.0, 1))
+
+
+@CASES.breaks("G10", "fencing token 1 follows 1")
+def a_token_for_two_holders() -> Evidence:
+    return locked(acquired("a", 60.0, 1), acquired("b", 63.0, 1))
+
+
+@CASES.holds("G10")
+def whole_seconds() -> Evidence:
+    return locked(acquired("a", 60, 1, ts=50), acquired("b", 90, 2, ts=60))
+
+
+@CASES.holds("G10")
+def expired_at_no_time_that_is_told() -> Evidence:
+    return locked(acquired("a", 60.0, 1), ("expired", {"ts": None}), acquired("b", 99.0, 2, ts=61.0))
+
+
 @pytest.mark.parametrize("case", CASES.params(CASES.broken))
 def test_what_is_wrong_is_found(case: Broken) -> None:
     case.check()

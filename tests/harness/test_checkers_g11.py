@@ -25,7 +25,7 @@ from .crafted import (
     streams,
     without,
 )
-from .paper import COUNTER, Paper
+from .paper import COUNTER, OTHER, Paper
 
 CASES = Cases()
 
@@ -220,6 +220,54 @@ def test_letters_that_expired_are_not_missed() -> None:
     assert judgement(attrs.evolve(evidence, facts=facts), "G11").holds
 
 
+@CASES.breaks("G11", "key 'k1' is dead, though nothing was wrong with it")
+def an_innocent_is_dead_without_having_been_tried() -> Evidence:
+    evidence = an_innocent_whose_workers_were_killed_each_time()
+    return edit(evidence, "dead", evidence.rows.dead[0], attempts=0)
+
+
+@CASES.holds("G11")
+def an_innocent_that_was_counted_as_often_as_workers_died() -> Evidence:
+    paper = Paper()
+    paper.send(add_to("a", 1))
+    for stage in ("received", "counted", "counted"):
+        paper.turn(COUNTER, dies=stage)
+    evidence = paper.drain()
+    assert [letter.attempts for letter in evidence.rows.dead] == [2]
+    return evidence
+
+
+@CASES.holds("G11")
+def an_innocent_that_was_redriven_and_decided() -> Evidence:
+    paper = Paper()
+    sent = add_to("a", 1)
+    paper.send(attrs.evolve(sent, expect=()))
+    for stage in ("received", "counted", "counted"):
+        paper.turn(COUNTER, dies=stage)
+    paper.drain()
+    paper.redrive(COUNTER, "k1")
+    paper.send(attrs.evolve(sent, command=attrs.evolve(sent.command, id="c1-again"), expect=()))
+    evidence = paper.drain()
+    assert key_of(evidence, "k1").outcome == "decided"
+    return evidence
+
+
+@CASES.holds("G11")
+def a_letter_is_not_yet_published() -> Evidence:
+    paper = Paper()
+    paper.send(explode("a", 1))
+    paper.turn(COUNTER)
+    paper.turn(COUNTER, dies="committed")
+    assert key_of(paper.corpse, "k1").outcome == "dead"
+    return paper.corpse
+
+
+@CASES.holds("G11")
+def a_query_asked_for_ever() -> Evidence:
+    call = next(r for r in end().history if r.kind == "call" and r["key"] == "query:c11")
+    return noting(end(), *[(call.actor, "call", dict(call.fields))] * 9)
+
+
 @pytest.mark.parametrize("case", CASES.params(CASES.broken))
 def test_what_is_wrong_is_found(case: Broken) -> None:
     case.check()
@@ -228,3 +276,17 @@ def test_what_is_wrong_is_found(case: Broken) -> None:
 @pytest.mark.parametrize("case", CASES.params(CASES.sound))
 def test_what_is_right_passes(case: Sound) -> None:
     case.check()
+
+
+def test_who_waits_for_another_reason_is_not_blocked() -> None:
+    blocked = one_entity_stops_another()
+    assert not judgement(blocked, "G11").holds
+    elsewhere = streams(
+        blocked, "commands", lambda all_: [attrs.evolve(m, subject=m.subject.replace("default", "acme")) for m in all_]
+    )
+    assert judgement(elsewhere, "G11").holds, "of another scope"
+    call = next(r for r in blocked.history if r.kind == "call")
+    called = noting(blocked, (call.actor, "call", {**call.fields, "key": "k2"}))
+    assert judgement(called, "G11").holds, "it had its turn"
+    of_another = {(OTHER, "k1"): 1}
+    assert judgement(attrs.evolve(blocked, rows=attrs.evolve(blocked.rows, attempts=of_another)), "G11").holds

@@ -100,3 +100,12 @@ def test_what_is_wrong_is_found(case: Broken) -> None:
 @pytest.mark.parametrize("case", CASES.params(CASES.sound))
 def test_what_is_right_passes(case: Sound) -> None:
     case.check()
+
+
+def test_good_ends_are_not_named_and_scopes_are() -> None:
+    evidence = without(a_command_is_left(), lambda r: r.kind == "drained")
+    first, second = judgement(evidence, "G12").findings[:2]
+    assert first.what == "it did not drain in time", "the last worker ended with 0"
+    assert (list(second.keys), second.scope) == (["k1"], "default/demo/counter")
+    odd = streams(evidence, "commands", lambda all_: [attrs.evolve(m, subject="nowhere") for m in all_])
+    assert judgement(odd, "G12").findings[1].scope == ""

@@ -16,6 +16,7 @@ from .crafted import (
     Sound,
     edit,
     end,
+    judgement,
     key_of,
     output_of,
     rows_of,
@@ -132,6 +133,35 @@ def a_key_used_for_two_entities() -> Evidence:
     return attrs.evolve(paper.drain(), limit=0)
 
 
+@CASES.breaks("G13", "'a': key 'k3' was decided, which in stream order it is not")
+def decided_on_another_state() -> Evidence:
+    return expecting(end(), "k3", "refused")
+
+
+@CASES.breaks("G13", "'c': key 'k8' was decided, which in stream order it is not")
+def decided_on_another_state_behind_poison() -> Evidence:
+    return expecting(end(), "k8", "refused")
+
+
+@CASES.holds("G13")
+def an_outcome_after_one_that_was_lost() -> Evidence:
+    paper = Paper()
+    paper.send(attrs.evolve(add_to("a", 1), outcome="unknown"))
+    del paper.commands[1]
+    paper.send(Sent(command(COUNTER, "take", 2, {"amount": 1}, entity_id="a"), expect=("decided",)))
+    evidence = paper.drain()
+    assert key_of(evidence, "k2").outcome == "refused"
+    return evidence
+
+
+@CASES.holds("G13")
+def commands_of_no_entity_in_any_order() -> Evidence:
+    paper = Paper()
+    paper.send(*[Sent(command(COUNTER, "add", n, {"amount": 1})) for n in (1, 2)], add_to("a", 3))
+    paper.commands = dict(reversed(paper.commands.items()))
+    return paper.drain()
+
+
 @pytest.mark.parametrize("case", CASES.params(CASES.broken))
 def test_what_is_wrong_is_found(case: Broken) -> None:
     case.check()
@@ -140,3 +170,7 @@ def test_what_is_wrong_is_found(case: Broken) -> None:
 @pytest.mark.parametrize("case", CASES.params(CASES.sound))
 def test_what_is_right_passes(case: Sound) -> None:
     case.check()
+
+
+def test_conflicts_are_for_another_guarantee() -> None:
+    assert judgement(expecting(end(), "k4", "decided"), "G13").holds
