@@ -19,10 +19,11 @@ from chaos.checkers import Checker, Finding
 from chaos.evidence import Evidence, Sent
 from chaos.lab import Lab, Outcome, open_lab
 from chaos.mutants.patch import Edit, Patch
+from chaos.observer import Observer
 from chaos.plan import parse_plan
 from chaos.verdict import Status
 from chaos.workload import SCOPE, command
-from meshforge_trio.errors import Misconfigured
+from meshforge_trio.errors import Misconfigured, SessionLost
 from meshforge_trio.server import PrivateServer
 
 APP = "chaos.agents:counter_only"
@@ -255,6 +256,18 @@ async def test_a_run_that_hangs(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> No
         patched.setattr("chaos.lab.play", hang)
         told = inconclusive(await lab.run(case(deadline_s=0.02)))
     assert "the run did not end within 0.12 s" in told
+    await passes(lab)
+
+
+async def test_what_a_failed_run_left_in_its_server_does_not_meet_the_next(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def forget(observer: Observer) -> None:
+        raise SessionLost("the connection was lost just then")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Observer, "forget", forget)
+        assert inconclusive(await lab.run(case())) == "SessionLost: the connection was lost just then"
     await passes(lab)
 
 

@@ -122,10 +122,26 @@ def test_nothing_is_promised_that_cannot_be(path: Path) -> None:
 
 @pytest.fixture
 def readme_agent(tmp_path: Path) -> Path:
-    """A directory with the README's agent in it."""
-    (source,) = blocks(README, "python")
-    (tmp_path / "counter.py").write_text(source)
+    """A directory with the README's agent in it, and its crash test."""
+    agent, crash_test = blocks(README, "python")
+    (tmp_path / "counter.py").write_text(agent)
+    (tmp_path / "test_counter.py").write_text(crash_test)
     return tmp_path
+
+
+@pytest.mark.slow
+def test_the_crash_test_of_the_readme_passes(readme_agent: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        cwd=readme_agent,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+    assert "processes killed" in done.stdout
 
 
 def test_the_agent_of_the_readme_decides(readme_agent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
