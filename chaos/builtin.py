@@ -13,11 +13,20 @@ from chaos.evidence import Sent
 from chaos.lab import Lab
 from chaos.plan import parse_plan
 from chaos.scenario import CaseOf, Note, Scenario, ScenarioError, load_scenario
-from chaos.sweep import Sweep
-from chaos.workload import every_path
+from chaos.sweep import Fixed, Sweep
+from chaos.workload import Workload, every_path
 from meshforge_trio.points import Point
 
-__all__ = ["BUILTIN", "CRASH_MATRIX", "FIRST_DEATHS", "RECOVERY", "Each", "find_scenario", "known_scenarios"]
+__all__ = [
+    "BUILTIN",
+    "CRASH_MATRIX",
+    "EVERY_ACTION",
+    "FIRST_DEATHS",
+    "RECOVERY",
+    "Each",
+    "find_scenario",
+    "known_scenarios",
+]
 
 #: Where scripts are looked for.
 _FOLDER: Final = Path("scenarios")
@@ -67,7 +76,30 @@ CRASH_MATRIX: Final = Scenario(
     ],
 )
 
-BUILTIN: Final[Mapping[str, Scenario]] = {CRASH_MATRIX.name: CRASH_MATRIX}
+
+def _one_after_another(seed: int) -> Sequence[Sent]:
+    """Enough turns before the one that fails, and one that takes longer than a delivery may lie unanswered."""
+    commands = Workload()
+    first = commands.send("patient", "add", {"amount": 1 + seed}, entity="a", expect=["decided"])
+    for amount in (2, 3, 4):
+        commands.send("patient", "add", {"amount": amount}, entity="ab"[amount % 2], expect=["decided"])
+    commands.send("patient", "explode", entity="c", expect=["dead"])
+    commands.send("patient", "wait", {"seconds": 0.5}, entity="d", expect=["decided"])
+    commands.again(first, phase="after")
+    commands.send("patient", "add", {"amount": 5}, entity="c", expect=["decided"], phase="after")
+    return commands
+
+
+EVERY_ACTION: Final = Scenario(
+    "every-action",
+    "Six commands, of which one fails and one takes its time: with one a turn they meet every point and frame.",
+    "chaos.agents:patient_only",
+    _one_after_another,
+    [Fixed([""], batches=(1,))],
+    engine={"ack_wait_s": 0.4, "publish_timeout_s": 0.4},
+)
+
+BUILTIN: Final[Mapping[str, Scenario]] = {scenario.name: scenario for scenario in (CRASH_MATRIX, EVERY_ACTION)}
 
 
 def known_scenarios(folder: Path = _FOLDER) -> Sequence[str]:

@@ -43,17 +43,6 @@ _KEPT_MAX: Final = 30
 #: How long what needs a time lasts, in seconds.
 _SECONDS: Final[Mapping[str, float]] = {"full": 0.3, "pause": 0.3}
 _ALONE: Final = (Point.BEFORE_ATTEMPT, Point.IN_ATTEMPT)
-#: As `FIRST_DEATHS`, when something has been published.
-_LATER_DEATHS: Final = ("worker#1:after_store@3=kill", "worker#1:before_store@4=kill")
-#: Which hit of a point comes after the first publication, where that is not the third: turns overlap by two.
-_AFTER_A_PUBLICATION: Final[Mapping[str, int]] = {
-    Point.BEFORE_HOLD: 1,
-    Point.AFTER_HOLD: 1,
-    Point.BEFORE_DEAD_LETTER: 1,
-    Point.AFTER_DEAD_LETTER: 1,
-    Point.BEFORE_MARK: 2,
-    Point.AFTER_MARK: 2,
-}
 
 
 @attrs.frozen
@@ -98,6 +87,7 @@ PROFILES: Final[Mapping[str, Profile]] = {
 class Target:
     """What the gate is for. `base` is the scenario that is swept; a `strict` one has to reach every cell.
 
+    `filler` is the scenario in which what nothing else has reached is tried; without one it is `base`.
     `regressions` are plans for `base`; `unreached` gives reasons for points that it never gets to. `kills_min`
     overrules the profile's.
     """
@@ -107,6 +97,7 @@ class Target:
     scripts: Sequence[Scenario] = ()
     mutants: Sequence[Mutant] = ()
     strict: bool = True
+    filler: Scenario | None = None
     regressions: Sequence[str] = ()
     unreached: Mapping[str, str] = attrs.field(factory=dict)
     kills_min: int | None = None
@@ -142,8 +133,13 @@ class Gate:
 
     @property
     def wanted(self) -> Sequence[Cell]:
-        """The cells that must be reached."""
-        return cells(*self.profile.actors)
+        """The cells that must be reached.
+
+        A rollback behind what an agent's marks speak of is refused, and rightly; where that is, only a known workload
+        tells, so somebody else's is spared.
+        """
+        found = cells(*self.profile.actors)
+        return [cell for cell in found if self.target.strict or cell.action != "rollback"]
 
     @property
     def missing(self) -> Sequence[Cell]:
@@ -296,12 +292,13 @@ def _scripts(target: Target, profile: Profile) -> Iterator[Stage]:
 def _left_over(gate: Gate) -> Iterator[Stage]:
     """What nothing else has reached is tried at its first hit."""
     plans = [plan_for(cell) for cell in gate.tally.missing(gate.wanted)]
+    scenario = gate.target.filler or gate.target.base
     if plans:
         yield Stage(
             "sweep",
-            f"every other action ({gate.target.base.name})",
+            f"every other action ({scenario.name})",
             "Each action at each place that no other stage has reached.",
-            gate.target.base,
+            scenario,
             [Each("every action at its place", plans, gate.profile.batches[:1])],
         )
 
@@ -311,18 +308,22 @@ def plan_for(cell: Cell) -> str:
     seconds = f"({_SECONDS[cell.action]:g})" if cell.action in _SECONDS else ""
     if cell.actor == "proxy":
         return f"proxy:{cell.place}@1={cell.action}{seconds}"
-    # A first worker has nothing to recover and nobody to suspect.
-    deaths = _LATER_DEATHS if cell.action == "rollback" else FIRST_DEATHS
-    death = deaths[1] if cell.place in _ALONE else deaths[0] if cell.place in RECOVERY else ""
-    nth = 1
-    before = [death] if death else []
-    if cell.action == "rollback":
-        # Something must have been published when the copy is taken: a server that has lost all of it is refused.
-        before.insert(0, "nats:after_publish@1=copy")
-        nth = 1 if death else _AFTER_A_PUBLICATION.get(cell.place, 3)
-    number = 2 if death else 1
+    before, number, nth = _ground(cell)
     who = f"worker#{number}:" if cell.actor == "worker" else f"{cell.actor}:worker#{number}."
     return "; ".join([*before, f"{who}{cell.place}@{nth}={cell.action}{seconds}"])
+
+
+def _ground(cell: Cell) -> tuple[Sequence[str], int, int]:
+    """What must happen before, and then at which worker's which hit."""
+    # A first worker has nothing to recover and nobody to suspect.
+    which = 1 if cell.place in _ALONE else 0 if cell.place in RECOVERY else None
+    if cell.action != "rollback":
+        return ([], 1, 1) if which is None else ([FIRST_DEATHS[which]], 2, 1)
+    # A server that has lost everything that marks speak of is refused, so one has to be written before the copy.
+    before = ["worker#1:after_publish@1=kill", "nats:worker#2.received@1=copy"]
+    if which is not None:
+        return [*before, FIRST_DEATHS[which].replace("#1", "#2").replace("@1", "@3")], 3, 1
+    return before, 2, 2 if cell.place in (Point.RECEIVED, Point.BEFORE_MARK, Point.AFTER_MARK) else 1
 
 
 # -- what is made of it --------------------------------------------------------------------------------------------

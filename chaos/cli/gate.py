@@ -10,7 +10,7 @@ import attrs
 import click
 import orjson
 
-from chaos.builtin import find_scenario
+from chaos.builtin import EVERY_ACTION, find_scenario
 from chaos.certificate import certificate, certificate_text
 from chaos.cli.live import Board, in_lab
 from chaos.cli.options import Order, lab_options
@@ -118,6 +118,7 @@ def target_of(project: Project) -> Target:
         scripts,
         mutants,
         strict=project.app is None,
+        filler=EVERY_ACTION if project.app is None else None,
         regressions=project.regressions,
         unreached=project.unreached,
         kills_min=kills_min,

@@ -108,7 +108,7 @@ def a_mark_names_another_letter() -> Evidence:
 @CASES.breaks("G4", "a mark goes back")
 def marks_go_back_in_the_stream() -> Evidence:
     first, second = rows_of(end(), "marks", scope=COUNTER)[-3:-1]
-    back = {name: getattr(first, name) for name in ("event_seq", "event_id", "failed_seq", "failed_id")}
+    back = {name: getattr(first, name) for name in ("event_seq", "event_id")}
     assert second.event_seq > first.event_seq
     return edit(end(), "marks", newest_mark(end()), **back)
 

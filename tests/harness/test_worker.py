@@ -70,8 +70,9 @@ def test_what_raises_was_called_and_decided_nothing(history: History, tmp_path: 
     assert isinstance(agent.receive(0, query, CONTEXT), Decision)
     assert [(record.kind, record["key"]) for record in told(tmp_path, "call", "decided")] == [
         ("call", "k1"),
-        ("call", ""),
-        ("decided", ""),
+        # Without a key it is known by its id, as in the store.
+        ("call", "query:c2"),
+        ("decided", "query:c2"),
     ]
 
 

@@ -191,22 +191,29 @@ def test_it_ends_with_its_input_and_the_workers_with_it(tmp_path: Path) -> None:
 
 
 async def test_it_dies_with_its_parent(tmp_path: Path) -> None:
-    """Whoever is killed cannot tidy up: the kernel does."""
+    """Whoever is killed cannot tidy up: the kernel does. Its input stays open here, so that is not what ends it."""
     script = (
         "import subprocess, sys, time\n"
-        "p = subprocess.Popen([sys.executable, '-m', 'chaos.forkserver'], stdin=subprocess.PIPE)\n"
-        "print(p.pid, flush=True)\n"
+        "child = subprocess.Popen([sys.executable, '-m', 'chaos.forkserver'], stdin=0, stdout=1)\n"
+        "print(child.pid, file=sys.stderr, flush=True)\n"
         "time.sleep(600)\n"
     )
-    process = await trio.lowlevel.open_process([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
     with trio.fail_after(DEADLINE_S):
-        assert process.stdout is not None
-        child = int(await process.stdout.receive_some())
-        # It must have asked for it before its parent dies.
-        await trio.sleep(0.5)
+        child = int(await process.stderr.receive_some())
+        # When it serves it has asked for it.
+        await process.stdin.send_all(json.dumps({"spawn": {**order(tmp_path), "ticket": 1}}).encode() + b"\n")
+        _, worker_pid = json.loads(await process.stdout.receive_some())["spawned"]
         process.kill()
         await process.wait()
-        await gone(child)
+        await gone(child, worker_pid)
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        await pipe.aclose()
 
 
 # -- what goes wrong -----------------------------------------------------------------------------------------------
