@@ -124,7 +124,9 @@ def _commit() -> str | None:
     """The commit that is checked out here, with a + if files differ from it; nothing where there is none."""
     try:
         commit, changes = (
-            subprocess.run(["git", "--no-optional-locks", *arguments], capture_output=True, text=True, timeout=_GIT_S, check=True).stdout  # noqa: S607
+            subprocess.run(
+                ["git", "--no-optional-locks", *arguments], capture_output=True, text=True, timeout=_GIT_S, check=True
+            ).stdout  # noqa: S607
             for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain"))
         )
     except (OSError, subprocess.SubprocessError):

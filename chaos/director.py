@@ -78,23 +78,23 @@ class Director:
                 self.replaced.append(worker)
                 self.handed_over.set()
             else:
-                await self._perform(rule, partial(worker.send_signal, signal.SIGCONT))
+                go_on = partial(worker.send_signal, signal.SIGCONT)
+                await self._perform(rule, go_on)
                 self._history.of(rule.actor if rule.actor != "worker" else worker.name).write("healed", rule=str(rule))
+                if not _is_lived_through(rule):
+                    go_on()
         if waited.cancelled_caught:
             raise WorldError(f"{rule}: not carried out within {_ACT_S:g} s")
         self.busy -= 1
 
     async def _perform(self, rule: Rule, go_on: Callable[[], None]) -> None:
-        """Do it. `go_on` is called when the worker is to see the rest: a server that is silent or away."""
+        """Do it. `go_on` is called when the worker is to live through the rest."""
         if rule.actor == "worker":
             await trio.sleep(rule.seconds or 0)
-            go_on()
         elif rule.actor == "client":
             await self._resend()
-            go_on()
         elif rule.action == "copy":
             self._pause_for(self._copy_store)
-            go_on()
         elif rule.action == "pause":
             self._server.pause()
             go_on()
@@ -108,7 +108,6 @@ class Director:
         history.write("down", why=rule.action)
         if rule.action == "restart":
             self._server.restart()
-            go_on()
         else:
             self._server.kill()
             if rule.action == "rollback":
@@ -135,8 +134,8 @@ class Director:
         """Let every replaced worker go on, and wait until it has said something or has ended."""
         for worker in self.replaced:
             said = _size(worker.log)
-            worker.send_signal(signal.SIGCONT)
             self._history.of(worker.name).write("healed", rule=self._stop_of(worker))
+            worker.send_signal(signal.SIGCONT)
             with trio.move_on_after(_ACT_S / 10):
                 while _size(worker.log) == said and not worker.ended.is_set():
                     await trio.sleep(POLL_S)
@@ -148,6 +147,11 @@ class Director:
 
 def _is_ours(rule: Rule) -> bool:
     return rule.actor in ("nats", "client") or rule.action == "stop"
+
+
+def _is_lived_through(rule: Rule) -> bool:
+    """Whether the worker goes on while it lasts: a server that is silent or away."""
+    return rule.actor == "nats" and rule.action in ("pause", "kill", "rollback")
 
 
 def _size(path: Path) -> int:

@@ -21,7 +21,7 @@ from chaos.evidence import Evidence
 from chaos.mutants.patch import Patch, patch_to_json
 from chaos.replayer import Replayer, ReplayerError, open_replayer
 from chaos.scratch import scratch_directory
-from chaos.verdict import RunError, Status, Verdict, judge_run, load_run
+from chaos.verdict import RunError, Status, Verdict, load_run, verdict_on
 from chaos.zygote import WorldError, Zygote, open_zygote
 from meshforge_trio.broker.bridge import open_loop
 from meshforge_trio.errors import MeshForgeError
@@ -69,6 +69,7 @@ class Lab:
             self._free_in.send_nowait(server)
         self._zygotes: dict[Patch | None, tuple[Zygote, trio.CancelScope]] = {}
         self._replayers: list[Replayer] = []
+        self._rebuilds = 0
         self._opening = trio.Lock()
         self._reports = reports
         self._keeps_all = keep
@@ -84,9 +85,8 @@ class Lab:
         began = time.monotonic()
         reasons = ["cancelled"]
         try:
-            reasons = await self._play(case, server, patch, home)
-            verdict = _judged(home, case, reasons)
-            evidence = _evidence(home)
+            reasons = await self._play(case, server, patch, home, thorough=keep or self._keeps_all or patch is not None)
+            verdict, evidence = _judged(home, case, reasons)
             logs = _logs(home) if verdict.status is not Status.PASS else ""
             kept = (
                 self._keep(case, home, verdict, patch)
@@ -121,14 +121,16 @@ class Lab:
                 zygote.end()
                 held.cancel()
 
-    async def _play(self, case: Case, server: PrivateServer, patch: Patch | None, home: Path) -> list[str]:
+    async def _play(
+        self, case: Case, server: PrivateServer, patch: Patch | None, home: Path, *, thorough: bool
+    ) -> list[str]:
         reasons: list[str] = []
         try:
             with trio.move_on_after(case.deadline_s * _PATIENCE) as waited:
                 server.start()
                 zygote = await self._zygote(patch)
                 await play(case, server, zygote, home)
-                await self._rebuild(case, home, patch)
+                await self._rebuild(case, home, patch, thorough)
             if waited.cancelled_caught:
                 reasons.append(f"the run did not end within {case.deadline_s * _PATIENCE:g} s")
         except* (MeshForgeError, WorldError, ReplayerError, OSError, RuntimeError, trio.TooSlowError) as errors:
@@ -143,13 +145,18 @@ class Lab:
         self._servers[self._servers.index(server)] = fresh
         return fresh
 
-    async def _rebuild(self, case: Case, home: Path, patch: Patch | None) -> None:
-        """Have other processes compute the state hashes of the end; the judge compares."""
+    async def _rebuild(self, case: Case, home: Path, patch: Patch | None, thorough: bool) -> None:
+        """Have other processes compute the state hashes of the end; the judge compares with what workers recorded.
+
+        The replayers take turns, but for a `thorough` rebuild: what is kept, and bugs, which must be caught.
+        """
         end = _last_image(home)
         if end is None:
             return
         rebuilt: dict[str, list[str]] = {}
-        for replayer in await self._all_replayers():
+        self._rebuilds += 1
+        replayers = await self._all_replayers()
+        for replayer in replayers if thorough else [replayers[self._rebuilds % len(replayers)]]:
             hashes = await replayer.rebuild(end / "store.db", case.app, case.workspaces, patch=_of_agents(patch))
             for scope, value in hashes.items():
                 rebuilt.setdefault(str(scope), []).append(value)
@@ -194,11 +201,14 @@ def _leaves(error: BaseException) -> list[BaseException]:
     return [error]
 
 
-def _judged(home: Path, case: Case, reasons: Sequence[str]) -> Verdict:
+def _judged(home: Path, case: Case, reasons: Sequence[str]) -> tuple[Verdict, Evidence | None]:
+    """The verdict, and the evidence of the end if there is any."""
     try:
-        return judge_run(home, invariants=case.invariants, reasons=reasons)
+        run = load_run(home)
     except RunError as error:
-        return Verdict(Status.INCONCLUSIVE, [str(error)])
+        return Verdict(Status.INCONCLUSIVE, [*reasons, str(error)]), None
+    verdict = verdict_on(run, invariants=case.invariants, reasons=reasons)
+    return verdict, run.images[-1] if run.images else None
 
 
 def _of_agents(patch: Patch | None) -> Patch | None:
@@ -222,14 +232,6 @@ def _new_directory(where: Path, name: str) -> Path:
             made.mkdir()
             return made
     raise AssertionError("unreachable")
-
-
-def _evidence(home: Path) -> Evidence | None:
-    try:
-        images = load_run(home).images
-    except RunError:
-        return None
-    return images[-1] if images else None
 
 
 def _logs(home: Path) -> str:

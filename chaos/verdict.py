@@ -23,7 +23,17 @@ from meshforge_trio.envelope import decode_command
 from meshforge_trio.errors import Poison
 from meshforge_trio.subjects import Scope
 
-__all__ = ["EXIT_CODES", "ImageJudgement", "Receipt", "RunError", "Status", "Verdict", "judge_run", "load_run"]
+__all__ = [
+    "EXIT_CODES",
+    "ImageJudgement",
+    "Receipt",
+    "RunError",
+    "Status",
+    "Verdict",
+    "judge_run",
+    "load_run",
+    "verdict_on",
+]
 
 _RUN_VERSION: Final = 1
 _KILLED: Final = -9
@@ -206,6 +216,11 @@ def judge_run(home: Path, *, invariants: Sequence[Checker] = (), reasons: Sequen
         if not reasons:
             raise
         return Verdict(Status.INCONCLUSIVE, [*reasons, str(error)])
+    return verdict_on(run, invariants=invariants, reasons=reasons)
+
+
+def verdict_on(run: Run, *, invariants: Sequence[Checker] = (), reasons: Sequence[str] = ()) -> Verdict:
+    """`judge_run`, of a run that was read already."""
     judgements = [
         ImageJudgement(number, image.final, judgement)
         for number, image in enumerate(run.images, 1)

@@ -60,12 +60,14 @@ class Worker:
                 os.kill(self.pid, number)
 
     def frozen(self) -> bool:
-        """Whether SIGSTOP has stopped it."""
+        """Whether SIGSTOP has stopped it, every thread of it."""
         try:
-            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+            threads = list(Path(f"/proc/{self.pid}/task").glob("*/stat"))
+            states = {thread.read_text().rpartition(")")[2].split()[0] for thread in threads}
         except (FileNotFoundError, ProcessLookupError):
-            # Gone before its file was opened, or between opening and reading it.
+            # A thread, or all of it, ended meanwhile.
             return False
+        return "T" in states and states <= set("TZX")
 
     def tail(self, lines: int = 30) -> str:
         """The end of its log."""

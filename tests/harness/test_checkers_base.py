@@ -199,6 +199,7 @@ def test_rollbacks() -> None:
     up: tuple[str, str, dict[str, Any]] = ("nats", "up", {})
     assert strikes(copy, up).rollbacks == []
     assert strikes(copy, copy, back, up, up).rollbacks == [(2, 4)]
+    assert strikes(up, copy, back, up).rollbacks == [(2, 4)], "it was up before, too"
     assert strikes(back, up).rollbacks == [(0, 2)], "without a copy everything may be gone"
     assert strikes(copy, back).rollbacks[0][1] > 1 << 62, "it is not up again yet"
 
@@ -232,16 +233,18 @@ def test_what_befell_whom() -> None:
     call = {"scope": "t/w/a", "id": "c1", "action": "add", "entity": "e", "version": 0, "before": ""}
     found = strikes(
         ("worker#1", "call", {**call, "key": "k1"}),
-        ("worker#2", "call", {**call, "key": "k9"}),
         ("worker#1", "call", {**call, "key": "k2"}),
+        ("worker#2", "call", {**call, "key": "k9"}),
         ("worker#1", "call", {**call, "scope": "t/w/b", "key": "k3"}),
         ("worker#1", "fault", {"rule": "worker#1:received@1=stop"}),
         ("worker#1", "point", {"point": "before_attempt"}),
+        ("worker#1", "fault", {"rule": "worker#1:before_attempt@1=kill"}),
         ("worker#1", "exit", {"status": -9}),
+        ("worker#2", "fault", {"rule": "nats:worker#2.received@1=pause(1)"}),
         ("worker#2", "fault", {"rule": "worker#2:before_store@1=full(1)"}),
         ("worker#2", "exit", {"status": 0}),
     ).incidents
-    assert [(each.t, each.worker) for each in found] == [(5, "worker#1"), (7, "worker#1"), (8, "worker#2")]
+    assert [(each.t, each.worker) for each in found] == [(5, "worker#1"), (8, "worker#1"), (10, "worker#2")]
     stopped, killed, full = found
     assert stopped.concerns("t/w/a", "k2")
     assert stopped.concerns("t/w/b", "k3")

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -263,8 +262,15 @@ async def test_a_bug_that_cannot_be_planted(tmp_path: Path) -> None:
             await replayer.rebuild(path, APP, DEMO, patch=Patch("x", [Edit("chaos.agents", "nowhere", "y")]))
 
 
-def test_it_dies_with_its_parent(tmp_path: Path) -> None:
-    script = """
+def started(script: str, home: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=home)
+
+
+async def test_it_dies_with_its_parent_and_so_does_what_it_forked(tmp_path: Path) -> None:
+    (reduced,) = only_counter((await stored(tmp_path))[0])
+    here = tmp_path / "here"
+    app = write_app(tmp_path, "endless", f"open({str(here)!r}, 'a').write(f'{{os.getpid()}}\\n') and time.sleep(3600)")
+    script = f"""
 import trio
 from pathlib import Path
 from chaos.replayer import open_replayer
@@ -272,18 +278,44 @@ async def main():
     async with open_replayer(1, "UTC") as replayer:
         await replayer.rebuild(Path("nothing.db"), "chaos.agents:app", [])
         print(replayer.processes[0].pid, flush=True)
-        await trio.sleep_forever()
+        await replayer.rebuild(Path({str(reduced)!r}), {app!r}, {DEMO!r})
 trio.run(main)
 """
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=tmp_path)
+    parent = started(script, tmp_path)
     try:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
+        with trio.fail_after(20):
+            while not here.exists() or not here.read_text().endswith("\n"):
+                await trio.sleep(0.01)
+        child = int(here.read_text())
         assert alive(pid)
+        assert alive(child)
     finally:
         parent.kill()
         parent.communicate()
-    until = time.monotonic() + 20
-    while alive(pid) and time.monotonic() < until:
-        time.sleep(0.01)
-    assert not alive(pid)
+    with trio.fail_after(20):
+        while alive(pid) or alive(child):
+            await trio.sleep(0.01)
+
+
+def test_every_way_to_tell_the_date_is_shifted() -> None:
+    """In one zone: between zones far apart the date differs by itself."""
+    script = """
+import time
+from chaos.rebuild import shift_clock
+tell = {
+    "asctime": lambda: int(time.asctime()[-4:]),
+    "ctime": lambda: int(time.ctime()[-4:]),
+    "gmtime": lambda: time.gmtime().tm_year,
+    "localtime": lambda: time.localtime().tm_year,
+    "strftime": lambda: int(time.strftime("%Y")),
+    "time": lambda: int(time.time() / (366 * 24 * 3600)),
+    "time_ns": lambda: int(time.time_ns() / (366 * 24 * 3600 * 10**9)),
+}
+before = {name: read() for name, read in tell.items()}
+shift_clock(days=10 * 366)
+print(sorted(name for name, read in tell.items() if read() - before[name] not in (10, 11)))
+"""
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert told.stdout == "[]\n"
