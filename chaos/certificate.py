@@ -123,15 +123,15 @@ def code_hash(package: Path) -> str:
 def _commit() -> str | None:
     """The commit that is checked out here, with a + if files differ from it; nothing where there is none."""
     try:
-        commit, changes = (
-            subprocess.run(
-                ["git", "--no-optional-locks", *arguments], capture_output=True, text=True, timeout=_GIT_S, check=True
-            ).stdout  # noqa: S607
-            for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain"))
-        )
+        commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
     except (OSError, subprocess.SubprocessError):
         return None
     return commit.strip() + ("+" if changes.strip() else "")
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "--no-optional-locks", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=_GIT_S, check=True).stdout
 
 
 def _versions() -> Mapping[str, str]:

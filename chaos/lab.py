@@ -63,6 +63,7 @@ class Lab:
         self, nursery: trio.Nursery, servers: list[PrivateServer], reports: Path | None, *, keep: bool = False
     ) -> None:
         self._nursery = nursery
+        self.closing = trio.Event()
         self._servers = servers
         self._free_in, self._free = trio.open_memory_channel[PrivateServer](len(servers))
         for server in servers:
@@ -165,14 +166,15 @@ class Lab:
     async def _zygote(self, patch: Patch | None) -> Zygote:
         async with self._opening:
             if patch not in self._zygotes or self._zygotes[patch][0].gone:
-                self._zygotes[patch] = await self._nursery.start(_hold, lambda: open_zygote(patch))
+                self._zygotes[patch] = await self._nursery.start(_hold, lambda: open_zygote(patch), self.closing)
             return self._zygotes[patch][0]
 
     async def _all_replayers(self) -> Sequence[Replayer]:
         async with self._opening:
             while len(self._replayers) < len(_ELSEWHERE):
                 seed, zone = _ELSEWHERE[len(self._replayers)]
-                replayer, _ = await self._nursery.start(_hold, lambda: open_replayer(seed, zone))  # noqa: B023
+                opened = self._nursery.start(_hold, lambda: open_replayer(seed, zone), self.closing)  # noqa: B023
+                replayer, _ = await opened
                 self._replayers.append(replayer)
             return self._replayers
 
@@ -187,12 +189,19 @@ class Lab:
         return kept
 
 
-async def _hold(open_it: Callable[[], Any], task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED) -> None:
-    """Keep something open until the lab closes or the scope that is reported with it is cancelled."""
+async def _hold(
+    open_it: Callable[[], Any], closing: trio.Event, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Keep something open until `closing` or until the scope that is reported with it is cancelled.
+
+    Whoever cancels the laboratory cancels its runs, and these need what is held here to end their processes.
+    """
     with trio.CancelScope() as scope:
         async with open_it() as opened:
             task_status.started((opened, scope))
-            await trio.sleep_forever()
+            await trio.lowlevel.checkpoint()
+            scope.shield = True
+            await closing.wait()
 
 
 def _leaves(error: BaseException) -> list[BaseException]:
@@ -255,7 +264,11 @@ async def open_lab(parallel: int = 1, reports: Path | None = None, *, keep: bool
         for server in servers:
             server.start()
         async with open_loop(), trio.open_nursery() as nursery:
-            yield Lab(nursery, servers, reports, keep=keep)
+            lab = Lab(nursery, servers, reports, keep=keep)
+            try:
+                yield lab
+            finally:
+                lab.closing.set()
             nursery.cancel_scope.cancel()
     finally:
         for server in servers:
