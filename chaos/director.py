@@ -111,6 +111,8 @@ class Director:
         else:
             self._server.kill()
             if rule.action == "rollback":
+                if not self._copy.exists():
+                    raise WorldError(f"{rule} fired before a copy was taken: let the copy's rule come first in the run")
                 shutil.rmtree(self._server.store_dir)
                 shutil.copytree(self._copy, self._server.store_dir)
             go_on()

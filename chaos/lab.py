@@ -29,8 +29,8 @@ from meshforge_trio.server import PrivateServer
 
 __all__ = ["Lab", "Outcome", "open_lab"]
 
-#: Other hash seeds and time zones than anybody's, and two of them, so that they can differ from each other.
-_ELSEWHERE: Final = ((101, "Asia/Kathmandu"), (202, "America/St_Johns"))
+#: Other hash seeds than anybody's, each of which shifts the clock by its own days, and zones that never share a date.
+_ELSEWHERE: Final = ((101, "Pacific/Kiritimati"), (202, "Etc/GMT+12"))
 #: Of a case's own deadline; past it something of the harness hangs.
 _PATIENCE: Final = 6
 

@@ -33,9 +33,10 @@ def command_of(scenario: Scenario) -> click.Command:
     """The command line of a script."""
     named = attrs.evolve(scenario, source=scenario.source or shlex.quote(sys.argv[0]))
 
-    @click.command(name=scenario.name, help=scenario.about)
+    @click.command(name=scenario.name, help=scenario.about, context_settings={"help_option_names": ["-h", "--help"]})
+    @click.option("--debug", is_flag=True, help="Show tracebacks.")
     @run_options
-    def script(**given: Any) -> int:
+    def script(debug: bool, **given: Any) -> int:
         from chaos.cli.run import execute  # noqa: PLC0415
 
         return execute(named, given)

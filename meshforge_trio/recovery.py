@@ -117,6 +117,9 @@ async def recover(session: Session) -> int:
     log = structlog.get_logger("meshforge").bind(scope=str(scope))
     publish_by = read_at + session.publish_within_s
     repaired = 0
+    for burst in session.bursts(await _unconfirmed_commands(session)):
+        await session.publish_until(burst, publish_by)
+        at(IN_RECOVERY)
     while page := await session.rows.outputs_after(session.mark.n, _PAGE):
         present = {EVENTS: stored, FAILED: in_failed}
         missing = [output for output in page if output.msg_id not in stored and output.msg_id not in in_failed]
@@ -133,6 +136,26 @@ async def recover(session: Session) -> int:
     await session.write_mark()
     at(AFTER_RECOVERY)
     return repaired
+
+
+async def _unconfirmed_commands(session: Session) -> Sequence[Output]:
+    """Commands to other agents up to the mark, above the last output that it names.
+
+    Their stream cannot be read back, so no mark speaks for them: what was published after the event which the stream
+    still holds may have gone with a server that went back in time. The receiver knows a repeat by its key.
+    """
+    mark = session.mark
+    found: list[Output] = []
+    last = mark.n
+    while last > 0:
+        first = max(last - _PAGE, 0)
+        for output in reversed(await session.rows.outputs_after(first, last - first)):
+            if output.msg_id in (mark.event_id, mark.failed_id):
+                return found[::-1]
+            if output.kind == "command":
+                found.append(output)
+        last = first
+    return found[::-1]
 
 
 async def _read_all(session: Session, stream: str, subject: str, from_seq: int) -> Sequence[StoredMessage]:

@@ -85,7 +85,7 @@ def ending(command: click.Command, name: str, args: list[str] | None = None) -> 
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except BaseException as error:
-        if isinstance(error, SystemExit) or arguments[:1] == ["--debug"]:
+        if isinstance(error, SystemExit) or "--debug" in arguments:
             raise
         return _told(error, name)
     return int(code or 0)
@@ -127,7 +127,7 @@ def _cause(leaf: BaseException) -> str:
     message = str(leaf) or type(leaf).__name__
     if isinstance(leaf, MeshForgeError | WorldError | PatchError | OSError):
         return message
-    return f"unexpected {type(leaf).__name__}: {message}. `meshforge-chaos --debug ...` shows where"
+    return f"unexpected {type(leaf).__name__}: {message}. --debug shows where"
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -37,7 +37,8 @@ _BATCH: int = 64
 )
 @run_options
 def run(scenario: str | None, app: str | None, workload: Path | None, **given: Any) -> int:
-    """Run SCENARIO: the path of a script, the name of one in ./scenarios, or `crash-matrix`.
+    """Run SCENARIO: the path of a script, the name of one in ./scenarios, or one that comes with the harness:
+    crash-matrix, every-action.
 
     All the plans it names are tried, or with --plan that one. With --app and --workload, agents of your own are
     killed at every hit of every point while they work on the commands of a file. Each line of it is

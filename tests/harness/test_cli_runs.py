@@ -230,6 +230,7 @@ def test_a_bug_is_caught_and_one_that_changes_nothing_survives(says: Says, monke
     assert "G3" in told["mutants"][0]["fell"]
 
 
+@pytest.mark.slow
 def test_the_gate_of_somebody_elses_project(says: Says, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = Profile("small", (0,), (64,), (Point.AFTER_STORE,), ("worker",), 1, 5.0)
     monkeypatch.setattr("chaos.cli.gate.PROFILES", {"pr": small})
@@ -287,7 +288,10 @@ def test_an_interrupt_ends_everything(number: signal.Signals, tmp_path: Path) ->
     assert (process.returncode, out) == (130, "")
     assert err.splitlines()[-1] == "interrupted: ending every process of the runs"
     assert "Traceback" not in err
-    assert bearing(mark) == []
+    # The kernel kills what outlives its parent, a moment later.
+    while bearing(mark):
+        assert time.monotonic() < deadline, bearing(mark)
+        time.sleep(0.01)
 
 
 def test_a_script_runs_by_itself(project: Path) -> None:
