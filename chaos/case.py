@@ -287,7 +287,7 @@ class _Run:
         while True:
             await self._observer.drained_or(worker.ended, handed_over)
             ended = worker.ended.is_set() or handed_over.is_set()
-            if ended or (self._main_sent and not self.director.busy):
+            if ended or (self._main_sent and self.director.at_rest):
                 return
 
     async def _image(self, *, final: bool) -> None:

@@ -50,13 +50,21 @@ class Director:
         self._resend = resend
         self._rules = {str(rule): rule for rule in world.plan.rules}
         self._done = 0
+        self._directing = False
         self._copy = world.home / "server-copy"
         self.busy = 0
         self.replaced: list[Worker] = []
         self.handed_over = trio.Event()
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether there is no fault to act on, and none that was recorded and not seen yet."""
+        self._world.events.look()
+        return not self.busy and (not self._directing or self._done == len(self._world.events.faults))
+
     async def direct(self) -> None:
         """Act on faults as they are recorded, until cancelled."""
+        self._directing = True
         async with trio.open_nursery() as acts:
             while True:
                 self._world.events.look()

@@ -25,10 +25,15 @@ __all__ = ["die_with_parent", "main"]
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this process when the one that started it is gone (Linux)."""
+def die_with_parent(parent: int | None = None) -> None:
+    """Have the kernel kill this process when the one that started it is gone (Linux).
+
+    `parent` is that one, if it is known: should it be gone already, this process ends at once.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main() -> None:
@@ -83,6 +88,7 @@ def _spawn(order: dict[str, Any]) -> None:
     except FileNotFoundError:
         # The run was given up meanwhile, and its directory is gone: nobody waits for this worker.
         return
+    parent = os.getpid()
     pid = os.fork()
     if pid:
         os.close(history)
@@ -91,7 +97,7 @@ def _spawn(order: dict[str, Any]) -> None:
         return
     code = 70
     try:
-        _become_worker(log)
+        _become_worker(log, parent)
         from chaos.worker import live  # noqa: PLC0415
 
         code = live(order, history)
@@ -106,11 +112,11 @@ def _tell(message: dict[str, Any]) -> None:
     os.write(1, json.dumps(message).encode() + b"\n")
 
 
-def _become_worker(log: int) -> None:
+def _become_worker(log: int, parent: int) -> None:
     """Its own process group, dying with the fork server, its output in its log: a pipe could not be finished."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    die_with_parent()
+    die_with_parent(parent)
     os.setpgid(0, 0)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)

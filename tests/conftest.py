@@ -7,12 +7,17 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from chaos.lab import Lab, open_lab
 from chaos.zygote import Zygote, open_zygote
 from meshforge_trio.broker.bridge import open_loop
 from meshforge_trio.server import PrivateServer
+
+# How long an example takes is the machine's business.
+hypothesis.settings.register_profile("meshforge", deadline=None)
+hypothesis.settings.load_profile("meshforge")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started by a shell in the background: what the tests start would inherit that and be deaf to their interrupts.

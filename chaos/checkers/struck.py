@@ -103,18 +103,24 @@ class Strikes:
         return [self._incident(*each) for each in sorted(ends + stops)]
 
     def _incident(self, t: int, worker: str, any_call: bool) -> Incident:
-        """A worker has at most one attempt under way per scope: that of its last call, or one not yet called."""
+        """A worker has at most one attempt under way per scope: that of its last call, or one not yet called.
+
+        Points do not tell their scope, so an attempt that was counted may be anybody's until every scope has called.
+        """
+        scopes = {record["scope"] for record in self._history if record.kind == "call"}
         last: dict[str, str] = {}
-        counted = False
+        called: set[str] | None = None
         for record in self._history:
             if record.actor != worker or record.t > t:
                 continue
             if record.kind == "call":
                 last[record["scope"]] = record["key"]
-                counted = False
+                if called is not None:
+                    called.add(record["scope"])
+                    called = None if called >= scopes else called
             elif record.kind == "point" and record["point"] in ("before_attempt", "in_attempt"):
-                counted = True
-        return Incident(t, worker, frozenset(last.items()), any_call or counted)
+                called = set()
+        return Incident(t, worker, frozenset(last.items()), any_call or called is not None)
 
 
 def _fault(record: Record) -> Fault:

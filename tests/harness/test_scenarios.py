@@ -15,7 +15,7 @@ import pytest
 from chaos.case import Case
 from chaos.checkers import CHECKERS
 from chaos.evidence import Evidence, Sent
-from chaos.lab import Lab, Outcome, open_lab
+from chaos.lab import Lab, Outcome
 from chaos.plan import check_plan
 from chaos.rows import KeyRow, OutputRow, Rows
 from chaos.scenario import Scenario, load_scenario, run_scenario
@@ -205,16 +205,3 @@ def test_a_deposit_before_its_key_is_found() -> None:
 def test_an_overdrawn_account_is_found() -> None:
     findings = found([*OPENED, row(3, "withdrawn", "bob", 11), row(4, "deposit", "ann", 11, key="d")], final=False)
     assert any("bob is overdrawn by 1 after output 3" in finding for finding in findings)
-
-
-# -- as they run ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-async def test_the_first_plan_of_every_script_passes() -> None:
-    """All in one laboratory; what a sweep goes on to, its own run shows."""
-    cases = [(await first_cases(path))[0] for path in SCRIPTS]
-    async with open_lab(3) as lab:
-        outcomes = await lab.run_all(cases)
-    failed = [str(outcome) for outcome in outcomes if outcome.status is not Status.PASS]
-    assert not failed, "\n\n".join(failed)

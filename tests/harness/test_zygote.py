@@ -17,6 +17,7 @@ import pytest
 import trio
 
 from chaos import zygote as module
+from chaos.forkserver import die_with_parent
 from chaos.mutants.patch import Edit, Patch
 from chaos.zygote import NEVER_A_WORKER, Worker, WorldError, Zygote, open_zygote
 from meshforge_trio.server import PrivateServer
@@ -214,6 +215,17 @@ async def test_it_dies_with_its_parent(tmp_path: Path) -> None:
         await gone(child, worker_pid)
     for pipe in (process.stdin, process.stdout, process.stderr):
         await pipe.aclose()
+
+
+@pytest.mark.parametrize(("there", "status"), [(True, 0), (False, -signal.SIGKILL)])
+def test_a_worker_whose_parent_is_gone_already_ends_at_once(there: bool, status: int) -> None:
+    """The fork server may die between forking it and its asking to die with it."""
+    pid = os.fork()
+    if pid == 0:
+        # Nobody is his own parent.
+        die_with_parent(os.getppid() if there else os.getpid())
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == status
 
 
 # -- what goes wrong -----------------------------------------------------------------------------------------------
