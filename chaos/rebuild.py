@@ -125,9 +125,10 @@ class _Server:
                     os.kill(child.pid, signal.SIGKILL)
             return
         told, tell = os.pipe()
+        parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _obey(order, tell)
+            _obey(order, tell, parent)
         os.close(tell)
         self._children[told] = _Child(order["id"], pid)
         self._selector.register(told, selectors.EVENT_READ)
@@ -162,10 +163,10 @@ class _Child:
         self.cancelled = False
 
 
-def _obey(order: Mapping[str, Any], tell: int) -> NoReturn:
+def _obey(order: Mapping[str, Any], tell: int, parent: int) -> NoReturn:
     """The life of a child; it does not return."""
     try:
-        die_with_parent()
+        die_with_parent(parent)
         answer = _rebuilt(order)
     except BaseException as error:
         answer = {"error": f"{type(error).__name__}: {error}"}

@@ -7,7 +7,9 @@ from typing import Any
 import attrs
 import pytest
 
+from chaos.checkers.struck import Strikes
 from chaos.evidence import Evidence, Sent
+from chaos.history import Record
 from chaos.workload import command
 from meshforge_trio.subjects import FAILED
 
@@ -290,3 +292,28 @@ def test_who_waits_for_another_reason_is_not_blocked() -> None:
     assert judgement(called, "G11").holds, "it had its turn"
     of_another = {(OTHER, "k1"): 1}
     assert judgement(attrs.evolve(blocked, rows=attrs.evolve(blocked.rows, attempts=of_another)), "G11").holds
+
+
+def _death_after(*records: Record) -> Strikes:
+    """A worker that dies having done this; both of its scopes call handlers at some time."""
+    before = [call("counter", "k1"), call("audit", "k9")]
+    told = [attrs.evolve(record, t=t) for t, record in enumerate([*before, *records], 1)]
+    return Strikes([*told, Record(99, "worker#1", "exit", {"status": -9})])
+
+
+def call(agent: str, key: str) -> Record:
+    fields = {"scope": f"default/demo/{agent}", "key": key, "id": key, "action": "add", "entity": None, "version": 0}
+    return Record(0, "worker#1", "call", {**fields, "before": ""})
+
+
+def at(point: str) -> Record:
+    return Record(0, "worker#1", "point", {"point": point, "nth": 1})
+
+
+def test_an_attempt_that_was_counted_may_be_anybodys_until_every_scope_has_called() -> None:
+    """A point does not say whose it is, and another agent of the worker may call its handler in between."""
+    (incident,) = _death_after(at("before_attempt"), call("audit", "k10")).incidents
+    assert incident.concerns("default/demo/counter", "k7"), "its call was counted, and may not have been made"
+    (incident,) = _death_after(at("in_attempt"), call("audit", "k10"), call("counter", "k7")).incidents
+    assert incident.concerns("default/demo/counter", "k7")
+    assert not incident.concerns("default/demo/counter", "k1"), "every scope has called since"

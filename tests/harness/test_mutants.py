@@ -27,7 +27,6 @@ from meshforge_trio.policy import RetryPolicy
 BY_NAME = {each.name: each for each in CATALOGUE}
 #: The lock manager is not there yet, so nothing of it can be broken.
 WITHOUT_MUTANT = {"G10"}
-LAB = 4
 
 
 # -- the catalogue -------------------------------------------------------------------------------------------------
