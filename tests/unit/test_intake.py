@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import orjson
 import pytest
 from doubles import SCOPE, Desk, command, counter, delivery, event
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from meshforge_trio.agent import Agent, Context, Event
 from meshforge_trio.envelope import EventEnvelope, JsonObject, decode_event, encode, payload_hash
 from meshforge_trio.errors import Poison
-from meshforge_trio.intake import Incoming, raw_key, read_delivery
+from meshforge_trio.intake import Incoming, event_key, raw_key, read_delivery
 from meshforge_trio.security import Violation
 
 ADD = "cmd.t.w.counter.add"
@@ -175,3 +176,12 @@ def test_an_event_may_concern_another_entity_or_none() -> None:
 
 def test_an_event_under_a_foreign_subject_is_a_violation() -> None:
     assert isinstance(Desk().read(event(1, agent="third"), subject="evt.t.w.source.added").fault, Violation)
+
+
+def test_the_key_of_an_event_stays_within_the_limit() -> None:
+    """Whoever records calls names them as the engine does, however long the chain of agents."""
+    event = EventEnvelope(
+        id="e" * 250, tenant="t", workspace="w", agent="counter", name="added", idempotency_key="k" * 250
+    )
+    assert len(event_key(event)) <= 256
+    assert event_key(attrs.evolve(event, id="e1", idempotency_key="k1")) == "evt:counter:e1:k1"

@@ -16,7 +16,7 @@ import pytest
 
 from meshforge_trio import server as module
 from meshforge_trio.errors import Misconfigured
-from meshforge_trio.server import PrivateServer, find_binary, parse_version
+from meshforge_trio.server import PrivateServer, find_binary, parse_version, server_version
 
 DEADLINE_S = 20
 
@@ -189,3 +189,9 @@ def test_no_version() -> None:
 def test_the_pid_of_a_server_never_started() -> None:
     with pytest.raises(RuntimeError, match="not started"):
         _ = PrivateServer().pid
+
+
+def test_the_version_is_asked_of_the_binary_and_not_of_a_package() -> None:
+    """An operator's own nats-server on PATH comes from no wheel."""
+    told = subprocess.run([find_binary(), "--version"], capture_output=True, text=True, check=True, timeout=10).stdout
+    assert parse_version(told) == parse_version(server_version())
