@@ -64,6 +64,7 @@ class Decider:
         self._failed_here: dict[str, float] = {}
         self._failed_keys: dict[str, float] = {}
         self._passed: set[tuple[str, int]] = set()
+        self._held_here: dict[tuple[str, str | None], set[int]] = {}
 
     # -- the batch ---------------------------------------------------------------------------------------------
 
@@ -144,6 +145,7 @@ class Decider:
             return self._dead(incoming, "attempts_exhausted", f"the handler failed {made} times; last: {last}")
         if incoming.suspect and not incoming.alone:
             # Its hold ran out between being sorted and being decided: it may only run alone, so it comes again.
+            self._held_at(incoming).add(incoming.delivery.stream_seq)
             return Verdict(incoming, "held", wait_s=SOON_S)
         cause = self._drafter.cause(incoming, self._now, generation)
         try:
@@ -189,7 +191,15 @@ class Decider:
         wait = self._waiting.delay_s(incoming, self._now, self._passed)
         if wait is None and self._policy.hold_entity and incoming.entity_id is not None:
             wait = self._failed_here.get(incoming.entity_id)
+            if wait is None and any(seq < incoming.delivery.stream_seq for seq in self._held_at(incoming)):
+                wait = SOON_S
+        if wait is not None:
+            self._held_at(incoming).add(incoming.delivery.stream_seq)
         return wait
+
+    def _held_at(self, incoming: Incoming) -> set[int]:
+        """Which of its entity this batch sends away: whom they wait for may come back in it, behind them."""
+        return self._held_here.setdefault((incoming.delivery.stream, incoming.entity_id), set())
 
     def _check_version(
         self, incoming: Incoming, command: CommandEnvelope, entity: Entity, cause: Cause
@@ -363,6 +373,8 @@ class Decider:
         if verdict.wait_s is None and self._waiting.parked:
             # What waited for it to come back need not wait for the next turn.
             self._passed.add((verdict.incoming.delivery.stream, verdict.incoming.delivery.stream_seq))
+        if verdict.wait_s is None and self._held_here:
+            self._held_at(verdict.incoming).discard(verdict.incoming.delivery.stream_seq)
         return verdict
 
     def _settled(self, verdict: Verdict) -> Verdict:

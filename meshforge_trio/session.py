@@ -129,6 +129,11 @@ class Session:
         for verdict in plan.verdicts:
             if verdict.attempt is not None:
                 self.waiting.fail(verdict.attempt, verdict.incoming)
+            # Now, and not when the NAK leaves: the next turn decides while this one publishes.
+            if verdict.wait_s is None:
+                self.waiting.unpark(verdict.incoming)
+            else:
+                self.waiting.park(verdict.incoming)
         self._tell(plan)
 
     def _tell(self, plan: Plan) -> None:
@@ -270,11 +275,6 @@ class Session:
 
     def settle(self, plan: Plan) -> None:
         """ACK what is decided, NAK what waits."""
-        for verdict in plan.verdicts:
-            if verdict.wait_s is None:
-                self.waiting.unpark(verdict.incoming)
-            else:
-                self.waiting.park(verdict.incoming)
         for stream, consumer in self.consumers.items():
             consumer.settle([s for s in plan.settlements if s.delivery.stream == stream])
 

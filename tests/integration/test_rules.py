@@ -109,6 +109,15 @@ async def test_too_many_waiting_give_the_failing_one_up(lab: Lab) -> None:
     assert b"hold_full" in letter.body or b"too many" in letter.body
 
 
+async def test_what_is_sent_away_in_a_turn_is_known_to_the_next(lab: Lab) -> None:
+    """G13: the next turn decides while this one still publishes the dead letter of the command they all waited for."""
+    commands = [sent("explode", 1, "hot", "dead"), *adds(2, 60, "hot")]
+    engine = {"max_ack_pending": 64, "batch": 20, "publish_burst": 1}
+    outcome = await lab.run(case(APP, commands, retry={"delays_s": (60.0,)}, engine=engine, limit=0))
+    (letter,) = evidence_of(outcome).failed
+    assert b"hold_full" in letter.body or b"too many" in letter.body
+
+
 async def test_scopes_with_identical_ids_do_not_meet(lab: Lab) -> None:
     """R10, G9: two tenants send the same ids, keys and entities; each gets its own events."""
     other = Scope("other", "demo", "counter")
