@@ -28,7 +28,8 @@ import cattrs
 
 from meshforge_trio.envelope import CommandEnvelope, EventEnvelope, JsonObject, converter
 from meshforge_trio.errors import Misconfigured, Poison, Refused
-from meshforge_trio.subjects import RESERVED_EVENTS, is_token
+from meshforge_trio.policy import RetryPolicy
+from meshforge_trio.subjects import RESERVED_EVENTS, SYSTEM_PREFIX, is_token
 
 __all__ = [
     "Agent",
@@ -107,13 +108,14 @@ class AgentAdapter(ABC, Generic[S]):
 
     `name` is its subject token. `schema` counts the shapes of its state: raise it when the state class changes,
     and stored snapshots are ignored. `concurrent` says that `receive` may return an awaitable; the runtime then
-    runs entities side by side and each entity in order.
+    runs entities side by side and each entity in order. `retry` replaces the general policy of retries for it.
     """
 
     name: str
     schema: int = 1
     concurrent: bool = False
     subscriptions: Sequence[Subscription] = ()
+    retry: RetryPolicy | None = None
 
     @abstractmethod
     def initial(self) -> S:
@@ -175,11 +177,13 @@ class Agent(AgentAdapter[S]):
         state: Any = dict,
         initial: Callable[[], S] | None = None,
         schema: int = 1,
+        retry: RetryPolicy | None = None,
     ) -> None:
         if not is_token(name):
             raise Misconfigured(f"agent name {name!r} is not 1 to 64 of A-Z a-z 0-9 _ -")
         self.name = name
         self.schema = schema
+        self.retry = retry
         self._state_type = state
         self._initial = initial
         self._commands: dict[str, _Handler] = {}
@@ -236,6 +240,8 @@ class Agent(AgentAdapter[S]):
         return register
 
     def _register(self, table: dict[str, _Handler], action: str) -> Callable[[F], F]:
+        if action.startswith(SYSTEM_PREFIX):
+            raise Misconfigured(f"agent {self.name}: actions that begin with {SYSTEM_PREFIX!r} are the runtime's")
         if not is_token(action):
             raise Misconfigured(f"agent {self.name}: action {action!r} is no subject token")
         if action in self._commands or action in self._queries:

@@ -5,6 +5,10 @@ Each is a decision all the same: stored, published, answered, never made twice.
 
 from __future__ import annotations
 
+from typing import Final
+
+import attrs
+
 from meshforge_trio.drafts import Drafter, told
 from meshforge_trio.envelope import JsonObject
 from meshforge_trio.intake import Incoming
@@ -12,7 +16,37 @@ from meshforge_trio.plan import Verdict
 from meshforge_trio.security import Violation
 from meshforge_trio.store.port import Attempt, DeadLetter
 
-__all__ = ["Asides"]
+__all__ = ["DIED", "Asides", "called", "failed"]
+
+#: What is told of a call that came to no end.
+DIED: Final = "its process died"
+#: How many calls of a handler a row keeps, and how much of each error.
+_CALLS_MAX: Final = 32
+_CALL_ERROR_MAX: Final = 500
+
+
+def called(before: Attempt | None, incoming: Incoming, now: float) -> Attempt:
+    """The row of a command whose handler is about to be called. It says so of a process that dies in the call."""
+    return Attempt(
+        key=incoming.key,
+        # A query that fails keeps nobody waiting.
+        entity_id=None if incoming.query else incoming.entity_id,
+        attempts=1 if before is None else before.attempts + 1,
+        next_at=0.0,
+        first_at=now if before is None else before.first_at,
+        last_at=now,
+        error="" if before is None else before.error,
+        calls=(*(() if before is None else before.calls), (now, ""))[-_CALLS_MAX:],
+    )
+
+
+def failed(before: Attempt | None, incoming: Incoming, error: str, now: float) -> Attempt:
+    """The row of a command whose handler raised; the call is in it already if it ran alone."""
+    row = before if before is not None and incoming.alone else called(before, incoming, now)
+    at = row.calls[-1][0] if row.calls else now
+    return attrs.evolve(
+        row, last_at=now, error=told(error), calls=(*row.calls[:-1], (at, told(error)[:_CALL_ERROR_MAX]))
+    )
 
 
 class Asides:
@@ -64,7 +98,14 @@ class Asides:
             "field": field,
             "attempts": attempts,
         }
-        story = {**why, "first_at": first_at, "last_at": last_at, "generation": generation}
+        calls = () if row is None else row.calls
+        story = {
+            **why,
+            "first_at": first_at,
+            "last_at": last_at,
+            "calls": [{"at": at, "error": error or DIED} for at, error in calls],
+            "generation": generation,
+        }
         letter = self._drafter.dead_letter(cause, incoming, story)
         answer = self._drafter.event(cause, "dead_lettered", why, entity_id=incoming.entity_id, kind="record")
         dead = DeadLetter(
@@ -79,5 +120,8 @@ class Asides:
             attempts=attempts,
             first_at=first_at,
             last_at=last_at,
+            entity_id=incoming.entity_id,
+            trace_id=cause.trace_id,
+            calls=calls,
         )
         return Verdict(incoming, "dead", [letter, answer], generation=generation, dead=dead)

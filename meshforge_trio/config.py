@@ -10,6 +10,7 @@ import difflib
 import json
 import math
 import os
+import re
 import tomllib
 import types
 import typing
@@ -31,6 +32,10 @@ DEFAULT_FILE: Final = Path("meshforge.toml")
 LogLevel = Literal["debug", "info", "warning", "error", "critical"]
 
 _PREFIX: Final = "MESHFORGE_"
+_AGENTS: Final = "agents"
+# What may be set for one agent by its name.
+_AGENT_SECTION: Final = re.compile(r"agents(\.[A-Za-z0-9_-]{1,64}(\.retry)?)?")
+_AGENT_KEY: Final = re.compile(r"agents\.([A-Za-z0-9_-]{1,64})\.retry\.([a-z_]+)")
 _DAY_S: Final = 86_400.0
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
@@ -75,6 +80,7 @@ def _workspaces(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
 _RETRY_CHECKS: Final[Mapping[str, Check]] = {
     "limit": _between(2, 1_000),
     "delays_s": _each_between(0.001, _DAY_S),
+    "jitter": _between(0.0, 10.0),
     "handler_limit_s": _between(0.05, _DAY_S),
 }
 
@@ -114,6 +120,7 @@ class Settings:
     `workspaces` are `tenant/workspace` pairs; every agent of the app serves each of them.
     `lease_ttl_s` is how long a holder that does not move keeps its scopes; a dead one loses them at once.
     `principal` is who the commands of the command line come from (the login name unless set).
+    `agents` holds what is set for single agents: keys of `RetryPolicy` in `[agents.<name>.retry]`.
     """
 
     url: str = attrs.field(default="nats://127.0.0.1:4222", repr=False)
@@ -132,6 +139,11 @@ class Settings:
     log_level: LogLevel = "info"
     log_json: bool = False
     engine: EngineSettings = attrs.field(factory=EngineSettings)
+    agents: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+
+    def retry_of(self, agent: str, own: RetryPolicy | None = None) -> RetryPolicy:
+        """The policy of an agent: its own of the code, else the general one, under what is set for it by name."""
+        return attrs.evolve(own or self.engine.retry, **self.agents.get(agent, {}))
 
 
 # -- loading ---------------------------------------------------------------------------------------------------
@@ -147,7 +159,7 @@ class _Key:
 
     def check(self, value: Any) -> None:
         validator: Any = self.attribute.validator
-        if self.name.startswith("engine.retry."):
+        if ".retry." in self.name:
             validator = _RETRY_CHECKS.get(self.attribute.name)
         if validator is not None:
             validator(None, self.attribute, value)
@@ -157,6 +169,8 @@ def _keys_of(cls: type[attrs.AttrsInstance], prefix: str = "") -> Iterator[_Key]
     hints = typing.get_type_hints(cls)
     for attribute in attrs.fields(cls):
         kind = hints[attribute.name]
+        if attribute.name == _AGENTS:
+            continue
         if attrs.has(kind):
             yield from _keys_of(kind, f"{prefix}{attribute.name}.")
         else:
@@ -213,7 +227,7 @@ def _from_file(path: Path) -> dict[str, Any]:
 def _flattened(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in table.items():
         full = prefix + name
-        if isinstance(value, dict) and full in _SECTIONS:
+        if isinstance(value, dict) and (full in _SECTIONS or _AGENT_SECTION.fullmatch(full)):
             yield from _flattened(value, f"{full}.")
         else:
             yield full, value
@@ -235,10 +249,11 @@ def _as_variable(name: str) -> str:
 
 
 def _known(name: str, where: str, spelled: Callable[[str], str] = str) -> _Key:
-    found = _KEYS.get(name)
+    agent = _AGENT_KEY.fullmatch(name)
+    found = _KEYS.get(name if agent is None else f"engine.retry.{agent[2]}")
     if found is not None:
-        return found
-    if name in _SECTIONS:
+        return attrs.evolve(found, name=name)
+    if name in _SECTIONS or _AGENT_SECTION.fullmatch(name):
         raise Misconfigured(f"{where}: {name} is a section with keys of its own, not a value")
     # A key in the wrong section is nearest to its namesake elsewhere.
     namesakes = [key for key in _KEYS if key.rpartition(".")[2] == name.rpartition(".")[2]]
@@ -312,12 +327,24 @@ def _describe(kind: Any) -> str:
     return {int: "a whole number", float: "a number", bool: "true or false", Path: "a path", str: "a string"}[kind]
 
 
+def _of_agents(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What is given for single agents, by their names."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in given.items():
+        agent = _AGENT_KEY.fullmatch(name)
+        if agent is not None:
+            found.setdefault(agent[1], {})[agent[2]] = value
+    return found
+
+
 def _build(cls: type[Any], given: Mapping[str, Any], prefix: str = "") -> Any:
     hints = typing.get_type_hints(cls)
     values = {}
     for attribute in attrs.fields(cls):
         full = prefix + attribute.name
-        if attrs.has(hints[attribute.name]):
+        if full == _AGENTS:
+            values[full] = _of_agents(given)
+        elif attrs.has(hints[attribute.name]):
             values[attribute.name] = _build(hints[attribute.name], given, f"{full}.")
         elif full in given:
             values[attribute.name] = given[full]

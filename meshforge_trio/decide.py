@@ -13,17 +13,17 @@ import attrs
 import trio
 
 from meshforge_trio.agent import AgentAdapter, Context, Decision, Event
-from meshforge_trio.asides import Asides
-from meshforge_trio.drafts import Cause, Drafter, told
+from meshforge_trio.asides import DIED, Asides, failed
+from meshforge_trio.drafts import Cause, Drafter, check_event_name, told
 from meshforge_trio.entities import Entities, Entity
 from meshforge_trio.envelope import CommandEnvelope, JsonObject
 from meshforge_trio.errors import Poison, Refused
 from meshforge_trio.intake import Incoming
 from meshforge_trio.plan import Plan, Verdict, assemble
-from meshforge_trio.policy import RetryPolicy
+from meshforge_trio.policy import RetryPolicy, refusal
+from meshforge_trio.redrive import Fates
 from meshforge_trio.security import Violation
 from meshforge_trio.store.port import Attempt, Commit, Output, Reading
-from meshforge_trio.subjects import RESERVED_EVENTS
 from meshforge_trio.waiting import BEHIND_S, SOON_S, Waiting
 
 __all__ = ["Decider"]
@@ -59,6 +59,7 @@ class Decider:
         self._reading = reading
         self._now = now
         self._asides = Asides(drafter, now)
+        self._fates = Fates(drafter.scope, drafter, reading)
         self._decided: dict[str, Verdict] = {}
         self._mismatched: dict[tuple[str, bytes], Verdict] = {}
         self._failed_here: dict[str, float] = {}
@@ -133,6 +134,8 @@ class Decider:
             if isinstance(fault, Violation):
                 return self._settled(self._asides.violation(incoming, fault))
             return self._dead(incoming, fault.code, fault.reason, fault.field)
+        if incoming.system:
+            return self._system(incoming)
         wait = self._wait_s(incoming)
         if wait is not None:
             return Verdict(incoming, "held", wait_s=wait)
@@ -141,7 +144,7 @@ class Decider:
         # The row of an attempt in progress counts the call that is about to be made.
         made = 0 if attempt is None else attempt.attempts - incoming.alone
         if self._policy.exhausted(made):
-            last = attempt.error if attempt is not None and attempt.error else "its process died"
+            last = attempt.error if attempt is not None and attempt.error else DIED
             return self._dead(incoming, "attempts_exhausted", f"the handler failed {made} times; last: {last}")
         if incoming.suspect and not incoming.alone:
             # Its hold ran out between being sorted and being decided: it may only run alone, so it comes again.
@@ -159,6 +162,15 @@ class Decider:
             if verdict is not None:
                 return verdict
         return _Call(incoming, entity, cause)
+
+    def _system(self, incoming: Incoming) -> Verdict:
+        """What the runtime decides itself: the fate of a dead letter."""
+        cause = self._drafter.cause(incoming, self._now, 0)
+        try:
+            return self._settled(self._fates.decide(incoming, cause))
+        except Exception as error:
+            cause = self._drafter.cause(incoming, self._now, 0)
+            return self._refuse_or_fail(_Call(incoming, self._entities.working(None), cause), error)
 
     def _known(self, incoming: Incoming) -> Verdict | None:
         """A duplicate gets the first outcome again; the same key with another payload is refused."""
@@ -239,7 +251,7 @@ class Decider:
         drafts.extend(self._drafter.command(cause, send) for send in decision.commands)
         reply = decision.reply
         if reply is not None:
-            _check_name(reply.name)
+            check_event_name(reply.name)
             drafts.append(self._record(call, reply.name, reply.payload, entity.version))
         elif not decision.events and isinstance(incoming.message, CommandEnvelope):
             # Every command has an answer, so that a caller learns its fate.
@@ -251,7 +263,7 @@ class Decider:
         entity_id = call.incoming.entity_id
         version, chain, state = call.entity.version, call.entity.chain, call.entity.state
         for event in events:
-            _check_name(event.name)
+            check_event_name(event.name)
             if entity_id is None:
                 drafts.append(self._drafter.event(call.cause, event.name, event.payload, entity_id=None))
                 continue
@@ -285,23 +297,26 @@ class Decider:
         if decision.reply is None or decision.events or decision.commands:
             raise Poison("a query returns one Reply and nothing else", code="nonsense")
         reply = decision.reply
-        _check_name(reply.name)
+        check_event_name(reply.name)
         return Verdict(call.incoming, "answered", [self._record(call, reply.name, reply.payload, call.entity.version)])
 
     def _refuse_or_fail(self, call: _Call, error: Exception) -> Verdict:
-        if isinstance(error, Refused):
+        meaning = self._policy.classify(error)
+        if meaning == "refused":
             try:
-                return self._refuse(call, error)
+                return self._refuse(call, refusal(error))
             except Poison as unfit:
-                error = unfit
-        if isinstance(error, Poison):
+                meaning, error = "poison", unfit
+        if meaning == "poison":
+            if not isinstance(error, Poison):
+                return self._dead(call.incoming, type(error).__name__, f"{type(error).__name__}: {error}")
             field = None if error.field is None else told(error.field)
             return self._dead(call.incoming, told(error.code), error.reason, field)
         return self._fail(call.incoming, f"{type(error).__name__}: {error}")
 
     def _refuse(self, call: _Call, error: Refused) -> Verdict:
         if error.name != "refused":
-            _check_name(error.name)
+            check_event_name(error.name)
         payload: JsonObject = {"code": error.code, "reason": told(error.reason), "field": error.field}
         draft = self._record(call, error.name, payload, call.entity.version)
         if call.incoming.query:
@@ -311,21 +326,12 @@ class Decider:
     def _fail(self, incoming: Incoming, error: str) -> Verdict:
         """The handler raised. Its command waits, or is given up; its neighbours are not concerned."""
         before = self._waiting.attempt(incoming.key)
-        made = (0 if before is None else before.attempts) + (not incoming.alone)
-        if self._policy.exhausted(made):
-            reason = f"the handler failed {made} times; last: {error}"
-            return self._dead(incoming, "attempts_exhausted", reason, attempts=made)
-        wait = self._policy.delay_s(made)
-        attempt = Attempt(
-            key=incoming.key,
-            # A query that fails keeps nobody waiting.
-            entity_id=None if incoming.query else incoming.entity_id,
-            attempts=made,
-            next_at=self._now + wait,
-            first_at=self._now if before is None else before.first_at,
-            last_at=self._now,
-            error=told(error),
-        )
+        row = failed(before, incoming, error, self._now)
+        if self._policy.exhausted(row.attempts):
+            reason = f"the handler failed {row.attempts} times; last: {error}"
+            return self._dead(incoming, "attempts_exhausted", reason, row=row)
+        wait = self._policy.delay_s(row.attempts, row.key)
+        attempt = attrs.evolve(row, next_at=self._now + wait)
         self._failed_keys[incoming.key] = wait
         if attempt.entity_id is not None:
             self._failed_here[attempt.entity_id] = min(wait, BEHIND_S)
@@ -334,11 +340,15 @@ class Decider:
     # -- set aside ---------------------------------------------------------------------------------------------
 
     def _dead(
-        self, incoming: Incoming, code: str, reason: str, field: str | None = None, attempts: int | None = None
+        self, incoming: Incoming, code: str, reason: str, field: str | None = None, row: Attempt | None = None
     ) -> Verdict:
-        row = self._waiting.attempt(incoming.key)
-        if attempts is None:
+        """`row` is that of a call which has just ended; without it the one that is being made is not counted."""
+        attempts = 0 if row is None else row.attempts
+        if row is None:
+            row = self._waiting.attempt(incoming.key)
             attempts = 0 if row is None else row.attempts - incoming.alone
+            if row is not None and incoming.alone:
+                row = failed(row, incoming, reason, self._now)
         generation = self._reading.generations.get(incoming.key, 0)
         return self._settled(
             self._asides.dead(incoming, code, reason, field=field, attempts=attempts, row=row, generation=generation)
@@ -354,7 +364,7 @@ class Decider:
             if verdict.outcome == "failed" and verdict.attempt is not None:
                 attempt = verdict.attempt
                 reason = f"too many commands wait; the handler failed {attempt.attempts} times; last: {attempt.error}"
-                made.append(self._dead(verdict.incoming, "hold_full", reason, attempts=attempt.attempts))
+                made.append(self._dead(verdict.incoming, "hold_full", reason, row=attempt))
                 continue
             if verdict.outcome == "held":
                 verdict.wait_s = SOON_S
@@ -385,8 +395,3 @@ class Decider:
 def _message(incoming: Incoming) -> Any:
     assert incoming.message is not None
     return incoming.message
-
-
-def _check_name(name: str) -> None:
-    if name in RESERVED_EVENTS:
-        raise Poison(f"event name {name!r} belongs to the runtime", code="reserved_event")

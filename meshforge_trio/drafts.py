@@ -30,6 +30,7 @@ from meshforge_trio.intake import Incoming
 from meshforge_trio.security import Violation, as_agent
 from meshforge_trio.store.port import Kind, Output
 from meshforge_trio.subjects import (
+    RESERVED_EVENTS,
     Scope,
     check_token,
     command_subject,
@@ -38,7 +39,7 @@ from meshforge_trio.subjects import (
     violation_subject,
 )
 
-__all__ = ["Cause", "Drafter", "as_message", "headers_of", "told"]
+__all__ = ["Cause", "Drafter", "as_message", "check_event_name", "headers_of", "told"]
 
 #: How much of an error's text is stored and published.
 _ERROR_LENGTH_MAX = 2000
@@ -69,7 +70,7 @@ class Drafter:
     """Writes the outputs of one scope. `body_max` is what fits into the broker's messages, in bytes."""
 
     def __init__(self, scope: Scope, body_max: int) -> None:
-        self._scope = scope
+        self.scope = self._scope = scope
         self._body_max = body_max
         seed = "\0".join((scope.tenant, scope.workspace, scope.agent)).encode()
         self._seed = hashlib.sha256(seed + b"\0")
@@ -225,12 +226,22 @@ class Drafter:
         subject = failed_subject(delivery.subject)
         return Output(0, "dead", cause.key, msg_id, "dead_letter", subject, msg_id, body, incoming.entity_id)
 
+    def check_size(self, body: bytes, what: str) -> None:
+        """Raise `Poison` where the broker would not take it."""
+        self._checked(body, what)
+
     def _checked(self, body: bytes, what: str) -> bytes:
         if len(body) > self._body_max:
             raise Poison(
                 f"{what} has {len(body)} bytes; the broker takes {self._body_max}", code="oversized", field="payload"
             )
         return body
+
+
+def check_event_name(name: str) -> None:
+    """Raise `Poison` where an agent may not publish an event of that name."""
+    if name in RESERVED_EVENTS:
+        raise Poison(f"event name {name!r} belongs to the runtime", code="reserved_event")
 
 
 def told(error: object) -> str:

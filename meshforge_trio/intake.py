@@ -22,7 +22,7 @@ from meshforge_trio.envelope import (
 )
 from meshforge_trio.errors import Poison
 from meshforge_trio.security import Violation, check
-from meshforge_trio.subjects import Scope, parse_subject
+from meshforge_trio.subjects import DELIVER, DISCARD, REDRIVE, Scope, parse_subject
 
 __all__ = ["OWN_PREFIXES", "Incoming", "event_key", "query_key", "read_delivery"]
 
@@ -38,7 +38,7 @@ class Incoming:
 
     `key` names its effect in the store, `hash` what the key stands for. `fault` is why it cannot be decided by the
     agent: a violation, or poison. `suspect` says that an earlier run of it may have died, `alone` that it is being
-    run by itself therefore.
+    run by itself therefore, `system` that the runtime decides it and not the agent.
     """
 
     delivery: Delivery
@@ -50,6 +50,7 @@ class Incoming:
     fault: Violation | Poison | None = None
     suspect: bool = False
     alone: bool = False
+    system: bool = False
 
 
 def raw_key(delivery: Delivery) -> tuple[str, bytes]:
@@ -85,7 +86,10 @@ def _read_command(delivery: Delivery, scope: Scope, adapter: AgentAdapter[Any]) 
         # Under its own bytes, not under the key it claims: a stranger must not occupy somebody's key.
         key, digest = raw_key(delivery)
         return Incoming(delivery, key, digest, command, fault=violation)
-    query = adapter.is_query(command.action)
+    if command.action == DELIVER:
+        return _read_delivered(delivery, command, adapter)
+    system = command.action in (REDRIVE, DISCARD)
+    query = not system and adapter.is_query(command.action)
     name = command.idempotency_key
     if query:
         return Incoming(delivery, query_key(command), b"", command, command.entity_id, query=True)
@@ -93,7 +97,21 @@ def _read_command(delivery: Delivery, scope: Scope, adapter: AgentAdapter[Any]) 
         # It can be read, so its sender hears of its fate by its id.
         key, digest = raw_key(delivery)
         return Incoming(delivery, key, digest, command, fault=_unusable(name))
-    return Incoming(delivery, name, payload_hash(command), command, command.entity_id)
+    entity_id = None if system else command.entity_id
+    return Incoming(delivery, name, payload_hash(command), command, entity_id, system=system)
+
+
+def _read_delivered(delivery: Delivery, command: CommandEnvelope, adapter: AgentAdapter[Any]) -> Incoming:
+    """A redriven event of another agent: from here on it is that event."""
+    event = decode_event(canonical(command.payload.get("event")))
+    if not any((event.agent, event.name) == (s.agent, s.name) for s in adapter.subscriptions):
+        raise Poison(
+            f"event {event.name!r} of {event.agent!r} is not one that {adapter.name!r} receives any more",
+            code="not_subscribed",
+        )
+    if (event.tenant, event.workspace) != (command.tenant, command.workspace):
+        raise Poison(f"event {event.id} is of another workspace", code="scope_mismatch")
+    return _as_event(delivery, event, adapter)
 
 
 def _unusable(key: str | None) -> Poison:
@@ -112,6 +130,10 @@ def _read_event(delivery: Delivery, adapter: AgentAdapter[Any]) -> Incoming:
     if violation is not None:
         key, digest = raw_key(delivery)
         return Incoming(delivery, key, digest, event, fault=violation)
+    return _as_event(delivery, event, adapter)
+
+
+def _as_event(delivery: Delivery, event: EventEnvelope, adapter: AgentAdapter[Any]) -> Incoming:
     try:
         entity: object = adapter.entity_of(event)
     except Exception as error:

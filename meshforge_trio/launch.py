@@ -93,7 +93,8 @@ async def _serve(app: App, settings: Settings, probe: Probe, worker: int, worker
         stop = trio.Event()
         # First of all, so that a signal during a long start drains too.
         await nursery.start(stop_on_signals, stop.set)
-        nursery.start_soon(watch_for_stuck_handlers, settings.engine.retry.handler_limit_s)
+        limits = [settings.retry_of(agent.name, agent.retry).handler_limit_s for agent in app.agents]
+        nursery.start_soon(watch_for_stuck_handlers, max(limits))
         dial = _dial(settings)
         store = await _open_store(settings, stop)
         try:

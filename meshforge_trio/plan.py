@@ -35,6 +35,8 @@ class Verdict:
     generation: int = 0
     attempt: Attempt | None = None
     dead: DeadLetter | None = None
+    redriven: tuple[str, int] | None = None
+    discarded: tuple[str, int] | None = None
     wait_s: float | None = None
 
 
@@ -85,6 +87,10 @@ def assemble(verdicts: Sequence[Verdict], commit: Commit, next_n: int, entities:
         (commit.mismatches if verdict.mismatch else commit.keys).append(record)
         if verdict.dead is not None:
             commit.dead.append(verdict.dead.numbered(n))
+        if verdict.redriven is not None:
+            commit.redriven.append(verdict.redriven)
+        if verdict.discarded is not None:
+            commit.discarded.append(verdict.discarded)
         commit.outputs.extend(verdict.outputs)
         n = last + 1
     entities.write_to(commit)

@@ -17,9 +17,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
-from typing import Final
+from typing import Final, Literal
 
 import attrs
 
@@ -34,11 +35,26 @@ from meshforge_trio.errors import (
     Transient,
 )
 
-__all__ = ["BACKOFF_MAX_S", "Disposition", "ExitCode", "RetryPolicy", "backoff", "disposition", "worst"]
+__all__ = [
+    "BACKOFF_MAX_S",
+    "Disposition",
+    "ExitCode",
+    "Failure",
+    "RetryPolicy",
+    "backoff",
+    "disposition",
+    "refusal",
+    "worst",
+]
 
 
 _BACKOFF_FIRST_S: Final = 0.05
 BACKOFF_MAX_S: Final = 5.0
+
+
+def refusal(error: Exception) -> Refused:
+    """An error of a handler as the answer that it means."""
+    return error if isinstance(error, Refused) else Refused(str(error), code=type(error).__name__)
 
 
 def backoff(most_s: float = BACKOFF_MAX_S) -> Iterator[float]:
@@ -103,24 +119,54 @@ def worst(error: BaseException) -> BaseException:
     return error
 
 
+#: What a handler's error means: try again, set aside, or an answer.
+Failure = Literal["transient", "poison", "refused"]
+
+
+def _names(given: Iterable[str | type[BaseException]]) -> tuple[str, ...]:
+    return tuple(each if isinstance(each, str) else f"{each.__module__}.{each.__qualname__}" for each in given)
+
+
 @attrs.frozen
 class RetryPolicy:
     """How often a handler is called for one command, and how long to wait in between.
 
     `limit` bounds the calls: at least `limit - 1`, at most `limit`, whatever dies in between.
-    `delays_s` are the waits after the first, second, ... failure; the last one repeats.
+    `delays_s` are the waits after the first, second, ... failure; the last one repeats. Each is drawn out by up to its
+    share `jitter`, so that what failed together is not tried together.
     `hold_entity` keeps later commands of the entity waiting behind a failing one; without it they pass.
     `handler_limit_s` is how long one call may take.
+    `transient`, `poison` and `refused` name exception types that a handler may raise, as `ValueError` or
+    `module.Name`, and what they mean; the most specific class of an error decides. Given as classes they become names.
     """
 
     limit: int = 5
     delays_s: tuple[float, ...] = (1.0, 5.0, 10.0, 30.0)
+    jitter: float = 0.1
     hold_entity: bool = True
     handler_limit_s: float = 30.0
+    transient: tuple[str, ...] = attrs.field(default=(), converter=_names)
+    poison: tuple[str, ...] = attrs.field(default=(), converter=_names)
+    refused: tuple[str, ...] = attrs.field(default=(), converter=_names)
 
-    def delay_s(self, attempts: int) -> float:
-        """How long to wait after that many failed attempts."""
-        return self.delays_s[min(attempts, len(self.delays_s)) - 1]
+    def classify(self, error: Exception) -> Failure:
+        """What an error of a handler means for its command."""
+        for kind in type(error).__mro__:
+            names = {kind.__qualname__, f"{kind.__module__}.{kind.__qualname__}"}
+            if kind is Refused or not names.isdisjoint(self.refused):
+                return "refused"
+            if kind is Poison or not names.isdisjoint(self.poison):
+                return "poison"
+            if not names.isdisjoint(self.transient):
+                return "transient"
+        return "transient"
+
+    def delay_s(self, attempts: int, key: str) -> float:
+        """How long to wait after that many failed attempts of a command; the same each time it is asked."""
+        base = self.delays_s[min(attempts, len(self.delays_s)) - 1]
+        # Of the key, not of chance: the same command on the same history decides the same.
+        drawn = hashlib.blake2b(f"{key}/{attempts}".encode(errors="backslashreplace"), digest_size=4).digest()
+        return base * (1.0 + self.jitter * int.from_bytes(drawn) / 0xFFFFFFFF)
 
     def exhausted(self, attempts: int) -> bool:
         """Whether the handler may not be called again. One call more than was counted may have happened."""

@@ -126,12 +126,18 @@ class Runtime:
         self._late = False
         self._intensity = Intensity()
         self._log = structlog.get_logger("meshforge")
+        unknown = settings.agents.keys() - {agent.name for agent in app.agents}
+        if unknown:
+            raise Misconfigured(
+                f"settings name agents that the app does not have: {', '.join(sorted(unknown))}; it has: "
+                + ", ".join(sorted(agent.name for agent in app.agents))
+            )
         self.engines = [
             RuntimeEngine(
                 scope,
                 adapter,
                 store,
-                settings=settings.engine,
+                settings=attrs.evolve(settings.engine, retry=settings.retry_of(scope.agent, adapter.retry)),
                 probe=probe,
                 # Each scope has one worker that may claim it at once; the others leave it a moment.
                 first_claim_after_s=0.0 if i % workers == worker else 0.75,

@@ -10,7 +10,7 @@ from typing import Final
 import attrs
 
 from meshforge_trio.envelope import CommandEnvelope, EventEnvelope, SecurityContext
-from meshforge_trio.subjects import Address, Scope
+from meshforge_trio.subjects import DELIVER, SYSTEM_PREFIX, Address, Scope
 
 __all__ = ["Violation", "as_agent", "check"]
 
@@ -41,7 +41,20 @@ def check(address: Address, envelope: CommandEnvelope | EventEnvelope) -> Violat
         return Violation("bad_principal", "principal_id must be 1 to 256 characters", None)
     if context.on_behalf_of is not None and not 1 <= len(context.on_behalf_of) <= _PRINCIPAL_LENGTH_MAX:
         return Violation("bad_principal", "on_behalf_of must be 1 to 256 characters", _name(context))
+    if isinstance(envelope, CommandEnvelope) and envelope.action.startswith(SYSTEM_PREFIX):
+        return _check_system(envelope.action, claimed, context)
     return None
+
+
+def _check_system(action: str, scope: Scope, context: SecurityContext) -> Violation | None:
+    """Actions of the runtime: what an agent sends to itself, and what the system asks for."""
+    if action == DELIVER:
+        allowed = (context.principal_type, context.principal_id) == ("agent", scope.agent)
+    else:
+        allowed = context.principal_type == "system"
+    if allowed:
+        return None
+    return Violation("not_system", f"{action!r} is for the system alone", _name(context))
 
 
 def _name(context: SecurityContext | None) -> str | None:

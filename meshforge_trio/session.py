@@ -14,7 +14,9 @@ import attrs
 import structlog
 import trio
 
+from meshforge_trio import redrive
 from meshforge_trio.agent import AgentAdapter
+from meshforge_trio.asides import called
 from meshforge_trio.broker.port import Broker, Consumer, PubAck
 from meshforge_trio.clock import Clock
 from meshforge_trio.config import EngineSettings
@@ -83,7 +85,9 @@ class Session:
         """Read what the batch needs, once, and decide it."""
         named = {i.entity_id for i in batch} - self.cache.keys()
         unknown = sorted(e for e in named if e is not None)
-        reading = await self.rows.read([(i.key, i.hash) for i in batch], unknown)
+        keys = [(i.key, i.hash) for i in batch]
+        keys += [(key, b"") for i in batch if i.system and (key := redrive.asked(i.message)) is not None]
+        reading = await self.rows.read(keys, unknown)
         heads = {e: await self._usable(head) for e, head in reading.heads.items()}
         self._entities = Entities(self.cache, self.adapter, heads)
         decider = Decider(
@@ -138,7 +142,15 @@ class Session:
 
     def _tell(self, plan: Plan) -> None:
         for dead in plan.commit.dead:
-            self._log.critical("dead letter", key=dead.key, subject=dead.subject, code=dead.code, reason=dead.reason)
+            self._log.critical(
+                "dead letter",
+                key=dead.key,
+                subject=dead.subject,
+                code=dead.code,
+                reason=dead.reason,
+                attempts=dead.attempts,
+                trace_id=dead.trace_id,
+            )
         if not self._log.is_enabled_for(10):
             return
         for verdict in plan.verdicts:
@@ -154,16 +166,7 @@ class Session:
     async def begin_attempt(self, incoming: Incoming) -> Attempt | None:
         """Commit that the handler is about to be called; return the row before."""
         before = self.waiting.attempt(incoming.key)
-        now = self.clock.now()
-        row = Attempt(
-            key=incoming.key,
-            entity_id=None if incoming.query else incoming.entity_id,
-            attempts=1 if before is None else before.attempts + 1,
-            next_at=0.0,
-            first_at=now if before is None else before.first_at,
-            last_at=now,
-            error="" if before is None else before.error,
-        )
+        row = called(before, incoming, self.clock.now())
         await self.rows.commit(Commit(self.lease.epoch, attempts=[row]), self.probe)
         self.waiting.fail(row, None)
         incoming.alone = True

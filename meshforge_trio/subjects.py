@@ -16,9 +16,13 @@ from meshforge_trio.errors import Poison
 
 __all__ = [
     "COMMANDS",
+    "DELIVER",
+    "DISCARD",
     "EVENTS",
     "FAILED",
+    "REDRIVE",
     "RESERVED_EVENTS",
+    "SYSTEM_PREFIX",
     "Address",
     "Scope",
     "check_token",
@@ -38,7 +42,14 @@ EVENTS: Final = "MESHFORGE_EVENTS"
 FAILED: Final = "MESHFORGE_FAILED"
 
 #: Event names the runtime itself publishes; an agent may not use them.
-RESERVED_EVENTS: Final = frozenset({"accepted", "conflict", "dead_lettered", "refused", "violation"})
+RESERVED_EVENTS: Final = frozenset(
+    {"accepted", "conflict", "dead_lettered", "discarded", "redriven", "refused", "violation"}
+)
+#: Actions that begin so are the runtime's own, in every agent.
+SYSTEM_PREFIX: Final = "sys_"
+REDRIVE: Final = "sys_redrive"
+DISCARD: Final = "sys_discard"
+DELIVER: Final = "sys_deliver"
 
 # The one table of agents whose subject token is not their name.
 _TOKEN_OF_AGENT: Final = {"sys_lock_manager": "lock"}

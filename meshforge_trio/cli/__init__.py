@@ -30,6 +30,13 @@ _COMMANDS: Final[Mapping[str, str]] = {
     "state": "look:state",
     "replay": "rebuild:replay",
     "hash": "rebuild:hash_",
+    "dlq": "dlq:dlq",
+    "health": "health:health",
+    "doctor": "doctor:doctor",
+    "reconcile": "reconcile:reconcile",
+    "backup": "keep:backup",
+    "restore": "keep:restore",
+    "verify": "keep:verify",
     "nats": "serve:nats",
     "schema": "schema:schema",
 }

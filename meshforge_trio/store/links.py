@@ -2,24 +2,29 @@
 
 An index over entity and version would do the same, but writes to a page at random for every event, and more of them
 miss the cache the larger the table grows. A link costs nothing to write, and readers want a chain's newest end.
-Every step of a walk checks entity and version of the row it comes to, so a chain that does not hold is damage.
+Every step of a walk checks entity and version of the row it comes to, so a chain that does not hold is damage. What
+a state is made from is hashed again as it is read: SQLite notices a damaged page, and not a changed bit in a body.
 """
 # ruff: noqa: S608  (SQL is put together from constants; every value is bound)
 
 from __future__ import annotations
 
+import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import apsw
 
 from meshforge_trio.errors import Stale
-from meshforge_trio.store.port import Commit
+from meshforge_trio.store.port import Commit, Output
 from meshforge_trio.store.schema import SCOPE_SHIFT
 from meshforge_trio.store.statements import select_in
 
 __all__ = ["Walk", "link", "tails"]
+
+# Version, chain and body.
+_Event = tuple[int, bytes, bytes]
 
 _STANDING: Final = "SELECT entity_id, version, last_n FROM heads WHERE scope = ? AND entity_id IN"
 
@@ -34,21 +39,28 @@ WITH RECURSIVE walk(n, version) AS (
 SELECT n, version FROM walk
 """
 
-# The same from many heads at once, down to each one's snapshot, with the bodies.
+# The same from many heads at once, with the bodies, down to the event of each one's snapshot: that one is read for
+# its chain alone, which the next begins with.
 _TAILS: Final = f"""
-WITH RECURSIVE walk(base, saved, entity_id, version, prev, body) AS (
-    SELECT h.scope << {SCOPE_SHIFT}, coalesce(s.version, 0), h.entity_id, h.version, o.prev, o.body FROM heads h
-    LEFT JOIN snapshots s ON s.scope = h.scope AND s.entity_id = h.entity_id
+WITH RECURSIVE walk(base, saved, entity_id, version, prev, chain, body) AS (
+    SELECT h.scope << {SCOPE_SHIFT}, coalesce(s.version, 0), h.entity_id, h.version, o.prev, o.chain, o.body
+    FROM heads h LEFT JOIN snapshots s ON s.scope = h.scope AND s.entity_id = h.entity_id
     CROSS JOIN outputs o ON o.id = (h.scope << {SCOPE_SHIFT}) + h.last_n
-    AND o.entity_id = h.entity_id AND o.version = h.version
+    AND o.entity_id = h.entity_id AND o.version = h.version AND o.chain = h.chain
     WHERE h.scope = ? AND h.entity_id IN"""
 _TAILS_STEP: Final = """
     UNION ALL
-    SELECT base, saved, o.entity_id, o.version, o.prev, o.body FROM walk
-    JOIN outputs o ON o.id = base + walk.prev
-    WHERE walk.version > saved + 1 AND o.entity_id = walk.entity_id AND o.version = walk.version - 1
+    SELECT base, saved, o.entity_id, o.version, o.prev, o.chain, CASE WHEN o.version > saved THEN o.body END
+    FROM walk JOIN outputs o ON o.id = base + walk.prev
+    WHERE walk.version > max(saved, 1) AND o.entity_id = walk.entity_id AND o.version = walk.version - 1
 )
-SELECT entity_id, body FROM walk
+SELECT entity_id, version, chain, body FROM walk
+"""
+
+_HEAD_CHAIN: Final = "SELECT chain FROM heads WHERE scope = ? AND entity_id = ? AND version = ?"
+_CHAIN_BEFORE: Final = """
+SELECT p.chain FROM outputs o JOIN outputs p ON p.id = :base + o.prev
+WHERE o.id = :base + :n AND p.entity_id = o.entity_id AND p.version = o.version - 1
 """
 
 
@@ -80,15 +92,37 @@ def link(connection: apsw.Connection, number: int, commit: Commit) -> tuple[list
 
 
 def tails(connection: apsw.Connection, number: int, lengths: dict[str, int]) -> dict[str, list[bytes]]:
-    """The bodies of each entity's events after its snapshot, oldest first; `lengths` is how many there must be."""
-    found: dict[str, list[bytes]] = {entity: [] for entity in lengths}
-    for entity, body in select_in(connection, _TAILS, number, list(lengths), _TAILS_STEP):
-        found[entity].append(body)
-    for entity, bodies in found.items():
-        if len(bodies) != lengths[entity]:
-            raise _broken(number, entity, len(bodies), lengths[entity])
-        bodies.reverse()
-    return found
+    """The bodies of each entity's events after its snapshot, oldest first; `lengths` is how many there must be.
+
+    Raises:
+        apsw.CorruptError: events are missing, or do not hash to the chain that their head has.
+    """
+    found: dict[str, list[_Event]] = {entity: [] for entity in lengths}
+    before = dict.fromkeys(lengths, b"")
+    for entity, version, chain, body in select_in(connection, _TAILS, number, list(lengths), _TAILS_STEP):
+        if body is None:
+            before[entity] = chain
+        else:
+            found[entity].append((version, chain, body))
+    for entity, events in found.items():
+        begun = bool(before[entity]) or (bool(events) and events[-1][0] == 1)
+        if len(events) != lengths[entity] or not begun:
+            raise _broken(number, entity, len(events), lengths[entity])
+        events.reverse()
+        _hash(number, entity, before[entity], events)
+    return {entity: [body for _, _, body in events] for entity, events in found.items()}
+
+
+def _hash(number: int, entity: str, before: bytes, events: Iterable[_Event]) -> None:
+    """Check that events, oldest first, continue the chain `before`."""
+    sha256 = hashlib.sha256
+    for version, chain, body in events:
+        if sha256(before + body).digest() != chain:
+            raise apsw.CorruptError(
+                f"the event of version {version} of entity {entity!r} of scope {number} is not what was written: "
+                "it does not hash to its chain"
+            )
+        before = chain
 
 
 class Walk:
@@ -102,6 +136,8 @@ class Walk:
         self._of = (0, "")
         self._after = 0
         self._numbers = array("q")
+        # The event that was hashed last: of whom, its version and its chain.
+        self._hashed = ((0, ""), 0, b"")
 
     def numbers(
         self, connection: apsw.Connection, number: int, entity_id: str, after: int, limit: int
@@ -112,6 +148,35 @@ class Walk:
             self._numbers.extend(self._down_to(connection, after))
         start = after - self._after
         return self._numbers[start : start + limit]
+
+    def check(self, connection: apsw.Connection, page: Sequence[Output]) -> None:
+        """Check that events, as they were read by the numbers last asked for, hash to their chain.
+
+        Raises:
+            apsw.CorruptError: one does not, or the newest is not where the head's chain ends.
+        """
+        if not page:
+            return
+        number, entity_id = self._of
+        first, last = page[0].version or 0, page[-1].version or 0
+        before = b""
+        if self._hashed[:2] == (self._of, first - 1):
+            before = self._hashed[2]
+        elif first > 1:
+            place = {"base": number << SCOPE_SHIFT, "n": page[0].n}
+            row = connection.execute(_CHAIN_BEFORE, place).fetchone()
+            if row is None:
+                raise _broken(number, entity_id, last - first + 1, last)
+            before = row[0]
+        _hash(number, entity_id, before, ((o.version or 0, o.chain or b"", o.body) for o in page))
+        chain = page[-1].chain or b""
+        for (recorded,) in connection.execute(_HEAD_CHAIN, (number, entity_id, last)):
+            if recorded != chain:
+                raise apsw.CorruptError(
+                    f"the chain of entity {entity_id!r} of scope {number} ends at version {last} otherwise than its "
+                    "head says"
+                )
+        self._hashed = (self._of, last, chain)
 
     def _extended(self, connection: apsw.Connection) -> bool:
         """Add what is new above what is remembered; false if that is not below the head any more."""

@@ -5,8 +5,8 @@ Contract, held by `tests/conformance/test_store.py` on every adapter:
 S1  `commit` writes everything in a `Commit` or nothing, and returns only when a process crash cannot undo it
     (with `synchronous=FULL` also a power loss).
 S2  `commit` with an epoch that is not the scope's newest raises `Fenced` and writes nothing.
-S3  `commit` of a key that exists, or of an output number or an entity version that is not the next one, raises
-    `Stale` and writes nothing.
+S3  `commit` of a key that exists, of an output number or an entity version that is not the next one, or of the fate
+    of a dead letter that does not wait for one, raises `Stale` and writes nothing.
 S4  What `read`, `outputs_after` and `history` return was committed, and stays as it was.
 S5  Nothing reaches across scopes: a `ScopeStore` is made for one scope and has no argument to name another.
 S6  `take_lease` raises the epoch by one, for ever; it refuses while another living holder's term runs.
@@ -26,8 +26,10 @@ from meshforge_trio.subjects import Scope
 
 __all__ = [
     "Attempt",
+    "Call",
     "Commit",
     "DeadLetter",
+    "DeadState",
     "EventStore",
     "Head",
     "KeyRecord",
@@ -46,6 +48,10 @@ __all__ = [
 #: `command` goes to another agent; `dead` is a dead letter.
 Kind = Literal["event", "record", "command", "dead"]
 Outcome = Literal["decided", "conflict", "refused", "violation", "dead"]
+#: What has become of a dead letter since.
+DeadState = Literal["waiting", "redriven", "discarded"]
+#: A call of a handler that did not end well: when, and the error's text; "" where its process died.
+Call = tuple[float, str]
 
 
 @attrs.define
@@ -109,7 +115,8 @@ class Snapshot:
 class Attempt:
     """A command whose handler was called and did not end well, or is being called right now.
 
-    `next_at` is the wall-clock second before which nobody tries again (0: at once).
+    `next_at` is the wall-clock second before which nobody tries again (0: at once). `calls` are the newest calls of
+    the handler, oldest first.
     """
 
     key: str
@@ -119,11 +126,15 @@ class Attempt:
     first_at: float
     last_at: float
     error: str
+    calls: Sequence[Call] = ()
 
 
 @attrs.frozen
 class DeadLetter:
-    """The original message of a dead letter, whole, with the story of its failure."""
+    """The original message of a dead letter, whole, with the story of its failure.
+
+    `generation` is how often the key had been redriven before; `n` the number of its output.
+    """
 
     key: str
     generation: int
@@ -136,6 +147,10 @@ class DeadLetter:
     attempts: int
     first_at: float
     last_at: float
+    entity_id: str | None = None
+    trace_id: str = ""
+    calls: Sequence[Call] = ()
+    state: DeadState = "waiting"
 
     def numbered(self, n: int) -> DeadLetter:
         """The same with the number its output was given."""
@@ -174,13 +189,14 @@ class Reading:
     """What one turn needs to know: found keys with their outputs, and the heads of the entities asked for.
 
     `mismatches` holds the refusals stored for (key, payload hash) pairs that differ from the first.
-    `generations` is how often a key was redriven; absent means never.
+    `generations` is how often a key was redriven; absent means never. `dead` are the dead letters of found keys.
     """
 
     keys: Mapping[str, tuple[KeyRecord, Sequence[Output]]]
     mismatches: Mapping[tuple[str, bytes], Sequence[Output]]
     heads: Mapping[str, Head]
     generations: Mapping[str, int]
+    dead: Mapping[str, DeadLetter] = attrs.field(factory=dict)
 
 
 @attrs.define
@@ -188,6 +204,7 @@ class Commit:
     """One transaction of a turn. `heads` carry version and chain only; `ended` are attempt rows to delete.
 
     `mismatches` are refusals under (key, payload hash, first_n, last_n); `clean` ends the term (shutdown);
+    `redriven` and `discarded` are (key, generation) of waiting dead letters: a redriven key is free again;
     `state_hash` is (n, hash): `state_of_heads` of all entities as outputs up to `n` leave them.
     """
 
@@ -200,6 +217,8 @@ class Commit:
     attempts: list[Attempt] = attrs.field(factory=list)
     ended: list[str] = attrs.field(factory=list)
     dead: list[DeadLetter] = attrs.field(factory=list)
+    redriven: list[tuple[str, int]] = attrs.field(factory=list)
+    discarded: list[tuple[str, int]] = attrs.field(factory=list)
     mark: Mark | None = None
     state_hash: tuple[int, str] | None = None
     clean: bool = False

@@ -7,7 +7,7 @@ Every function takes the connection, inside the caller's transaction, and the nu
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import apsw
@@ -17,7 +17,10 @@ from meshforge_trio.errors import Fenced, Stale
 from meshforge_trio.store import links
 from meshforge_trio.store.port import (
     Attempt,
+    Call,
     Commit,
+    DeadLetter,
+    DeadState,
     Head,
     KeyRecord,
     Mark,
@@ -27,9 +30,11 @@ from meshforge_trio.store.port import (
 from meshforge_trio.store.schema import (
     CODE_OF_KIND,
     CODE_OF_OUTCOME,
+    CODE_OF_STATE,
     KIND_OF_CODE,
     OUTCOME_OF_CODE,
     SCOPE_SHIFT,
+    STATE_OF_CODE,
     extended_code,
 )
 from meshforge_trio.store.statements import insert, select_in
@@ -37,6 +42,7 @@ from meshforge_trio.store.statements import insert, select_in
 __all__ = [
     "attempts",
     "check_epoch",
+    "dead_letters",
     "end_cleanly",
     "heads_after",
     "history",
@@ -58,6 +64,11 @@ _MARK_STRIDE: Final = 256
 
 _OUTPUT: Final = "id, kind, key, event_id, name, subject, msg_id, body, entity_id, version, chain"
 _EVENTS: Final = f"SELECT {_OUTPUT} FROM outputs WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id"
+_ATTEMPT: Final = "key, entity_id, attempts, next_at, first_at, last_at, error, calls"
+_LETTER: Final = (
+    "key, generation, n, subject, headers, body, code, reason, attempts, first_at, last_at, entity_id, trace_id,"
+    " calls, state"
+)
 _KEY: Final = "key, payload_hash, outcome, first_n, last_n, generation"
 _HEAD: Final = (
     "h.entity_id, h.version, h.chain, s.state, coalesce(s.version, 0), coalesce(s.schema, 0) FROM heads h"
@@ -86,7 +97,30 @@ def read(
     if connection.execute("SELECT 1 FROM generations WHERE scope = ? LIMIT 1", (number,)).fetchall():
         sql = "SELECT key, generation FROM generations WHERE scope = ? AND key IN"
         generations = dict(select_in(connection, sql, number, names))
-    return Reading(records, mismatches, _heads_of(connection, number, entities), generations)
+    dead = [key for key, (record, _) in records.items() if record.outcome == "dead"]
+    found_dead = {letter.key: letter for letter in _letters_of(connection, number, dead)}
+    return Reading(records, mismatches, _heads_of(connection, number, entities), generations, found_dead)
+
+
+def _letters_of(connection: apsw.Connection, number: int, keys: Sequence[str]) -> Iterator[DeadLetter]:
+    """The dead letters of keys, for each in the order of their generations."""
+    select = f"SELECT {_LETTER} FROM dead_letters WHERE scope = ? AND key IN"
+    for row in select_in(connection, select, number, keys, " ORDER BY key, generation"):
+        yield _letter_of(row)
+
+
+def dead_letters(connection: apsw.Connection, number: int, after: int, limit: int) -> list[DeadLetter]:
+    """Dead letters whose output is numbered above `after`, in that order."""
+    sql = f"SELECT {_LETTER} FROM dead_letters WHERE scope = ? AND n > ? ORDER BY n LIMIT ?"
+    return [_letter_of(row) for row in connection.execute(sql, (number, after, limit))]
+
+
+def _letter_of(row: _Row) -> DeadLetter:
+    return DeadLetter(*[*row[:-2], _calls_in(row[-2]), STATE_OF_CODE[row[-1]]])
+
+
+def _calls_in(text: str) -> Sequence[Call]:
+    return tuple((at, error) for at, error in json.loads(text))
 
 
 def _heads_of(connection: apsw.Connection, number: int, entities: Sequence[str]) -> dict[str, Head]:
@@ -180,19 +214,43 @@ def _write_seldom(connection: apsw.Connection, number: int, commit: Commit) -> N
     for key in commit.ended:
         connection.execute("DELETE FROM attempts WHERE scope = ? AND key = ?", (number, key))
     for a in commit.attempts:
+        fields = (a.key, a.entity_id, a.attempts, a.next_at, a.first_at, a.last_at, a.error, json.dumps(a.calls))
         connection.execute(
-            "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (number, *attrs.astuple(a)),
+            f"INSERT OR REPLACE INTO attempts(scope, {_ATTEMPT}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (number, *fields),
         )
     for d in commit.dead:
+        *first, calls, state = attrs.astuple(d, recurse=False)
         connection.execute(
-            "INSERT INTO dead_letters VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (number, *attrs.astuple(d)),
+            f"INSERT INTO dead_letters(scope, {_LETTER}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (number, *first, json.dumps(calls), CODE_OF_STATE[state]),
         )
+    for key, generation in commit.redriven:
+        _redrive(connection, number, key, generation)
+    for key, generation in commit.discarded:
+        _end_letter(connection, number, key, generation, "discarded")
     if commit.mark is not None:
         _write_mark(connection, number, commit.mark)
     if commit.state_hash is not None:
         connection.execute("INSERT OR REPLACE INTO state_hashes VALUES (?, ?, ?)", (number, *commit.state_hash))
+
+
+def _redrive(connection: apsw.Connection, number: int, key: str, generation: int) -> None:
+    """Free the key of a waiting dead letter; what is decided under it next has ids of its own."""
+    _end_letter(connection, number, key, generation, "redriven")
+    sql = "DELETE FROM keys WHERE scope = ? AND key = ? AND generation = ? AND outcome = ?"
+    connection.execute(sql, (number, key, generation, CODE_OF_OUTCOME["dead"]))
+    if connection.changes() != 1:
+        raise Stale(f"{key!r} is not dead in generation {generation}")
+    sql = "INSERT OR REPLACE INTO generations(scope, key, generation) VALUES (?, ?, ?)"
+    connection.execute(sql, (number, key, generation + 1))
+
+
+def _end_letter(connection: apsw.Connection, number: int, key: str, generation: int, state: DeadState) -> None:
+    sql = "UPDATE dead_letters SET state = ? WHERE scope = ? AND key = ? AND generation = ? AND state = ?"
+    connection.execute(sql, (CODE_OF_STATE[state], number, key, generation, CODE_OF_STATE["waiting"]))
+    if connection.changes() != 1:
+        raise Stale(f"no dead letter of {key!r}, generation {generation}, waits")
 
 
 def _write_mark(connection: apsw.Connection, number: int, mark: Mark) -> None:
@@ -272,7 +330,5 @@ def marks(connection: apsw.Connection, number: int) -> list[Mark]:
 
 def attempts(connection: apsw.Connection, number: int) -> list[Attempt]:
     """See `ScopeStore.attempts`."""
-    sql = (
-        "SELECT key, entity_id, attempts, next_at, first_at, last_at, error FROM attempts WHERE scope = ? ORDER BY key"
-    )
-    return [Attempt(*row) for row in connection.execute(sql, (number,))]
+    sql = f"SELECT {_ATTEMPT} FROM attempts WHERE scope = ? ORDER BY key"
+    return [Attempt(*[*row[:-1], _calls_in(row[-1])]) for row in connection.execute(sql, (number,))]

@@ -15,15 +15,17 @@ from typing import Final, Literal
 import apsw
 
 from meshforge_trio.errors import MeshForgeError, Misconfigured, StoreBroken, StoreFull, Transient
-from meshforge_trio.store.port import Kind, Outcome
+from meshforge_trio.store.port import DeadState, Kind, Outcome
 
 __all__ = [
     "CODE_OF_KIND",
     "CODE_OF_OUTCOME",
+    "CODE_OF_STATE",
     "KIND_OF_CODE",
     "MIGRATIONS",
     "OUTCOME_OF_CODE",
     "SCOPE_SHIFT",
+    "STATE_OF_CODE",
     "Synchronous",
     "connect",
     "extended_code",
@@ -46,6 +48,8 @@ CODE_OF_OUTCOME: Final[dict[Outcome, int]] = {
     "dead": 4,
 }
 OUTCOME_OF_CODE: Final[tuple[Outcome, ...]] = tuple(CODE_OF_OUTCOME)
+CODE_OF_STATE: Final[dict[DeadState, int]] = {"waiting": 0, "redriven": 1, "discarded": 2}
+STATE_OF_CODE: Final[tuple[DeadState, ...]] = tuple(CODE_OF_STATE)
 
 # "MFT1" in ASCII: tells this file from other programs' databases, and `file` what it is.
 _APPLICATION_ID: Final = 0x4D465431
@@ -131,8 +135,17 @@ CREATE VIEW events AS
     WHERE o.kind = 0;
 """
 
+# calls: the newest calls of the handler as [[second, error], ...]. state: 0 waiting, 1 redriven, 2 discarded.
+_VERSION_2: Final = """
+ALTER TABLE attempts ADD COLUMN calls TEXT NOT NULL DEFAULT '[]';
+ALTER TABLE dead_letters ADD COLUMN entity_id TEXT;
+ALTER TABLE dead_letters ADD COLUMN trace_id TEXT NOT NULL DEFAULT '';
+ALTER TABLE dead_letters ADD COLUMN calls TEXT NOT NULL DEFAULT '[]';
+ALTER TABLE dead_letters ADD COLUMN state INTEGER NOT NULL DEFAULT 0;
+"""
+
 #: Migration i brings a file from `user_version` i to i + 1; published ones never change.
-MIGRATIONS: Final[tuple[str, ...]] = (_VERSION_1,)
+MIGRATIONS: Final[tuple[str, ...]] = (_VERSION_1, _VERSION_2)
 
 # Serialises the creation of files within this process; see `_create`.
 _creating = threading.Lock()

@@ -267,11 +267,18 @@ class SQLiteScopeStore:
 
     async def history(self, entity_id: str, after: int, limit: int) -> Sequence[Output]:
         """Events of an entity with a version above `after`, in order."""
-        return await self._rows(rows.history, self._walk, entity_id, after, limit)
+        return await self._rows(self._history, entity_id, after, limit)
 
     async def heads(self, after: str, limit: int) -> Sequence[Head]:
         """Heads with an entity id above `after`, in code point order, with their snapshots, without `tail`."""
         return await self._rows(rows.heads_after, after, limit)
+
+    def _history(
+        self, connection: apsw.Connection, number: int, entity_id: str, after: int, limit: int
+    ) -> Sequence[Output]:
+        found = rows.history(connection, number, self._walk, entity_id, after, limit)
+        self._walk.check(connection, found)
+        return found
 
     async def _rows(self, query: Callable[[apsw.Connection, int, *_Ts], _T], *args: *_Ts) -> _T:
         def call() -> _T:

@@ -53,9 +53,12 @@ async def test_a_commit_is_read_back_whole_by_another_process(world: World) -> N
         KeyRecord("violation", HASH, "violation", 5, 4),
     ]
     refusal = KeyRecord("k1", b"other", "refused", 5, 5)
-    attempt = Attempt("k3", "e1", 2, 10.5, 1.25, 2.5, "ValueError: no")
+    calls = ((1.25, ""), (2.5, "ValueError: no \N{SNOWMAN}"))
+    attempt = Attempt("k3", "e1", 2, 10.5, 1.25, 2.5, "ValueError: no", calls)
     anonymous = Attempt("k4", None, 1, 0.0, 1.0, 1.0, "")
-    dead = DeadLetter("k2", 7, 4, "cmd.acme.main.orders.create", b"h", b"b", "poison", "why", 4, 1.0, 2.0)
+    dead = DeadLetter(
+        "k2", 7, 4, "cmd.acme.main.orders.create", b"h", b"b", "poison", "why", 4, 1.0, 2.0, "e1", "t1", calls
+    )
     mark = Mark(3, 17, "msg-k1-3", 2, "msg-k0-1", 99.5)
     snapshot = Snapshot("e1", 1, 3, b'{"total":1}')
     commit = Commit(serving.lease.epoch, outputs, keys, [refusal], [Head("e1", 1, b"c1")], [snapshot])
@@ -69,6 +72,7 @@ async def test_a_commit_is_read_back_whole_by_another_process(world: World) -> N
         mismatches={("k1", b"other"): outputs[4:]},
         heads={"e1": Head("e1", 1, b"c1", b'{"total":1}', 1, 3)},
         generations={},
+        dead={"k2": dead},
     )
     reading = await rows.read([(key.key, HASH) for key in keys], [])
     assert [record for record, _ in reading.keys.values()] == sorted(keys, key=lambda k: k.key)
@@ -322,6 +326,51 @@ async def test_an_attempt_is_replaced_and_ended(world: World) -> None:
     assert await serving.rows.attempts() == [second, other]
     await serving.rows.commit(Commit(serving.lease.epoch, ended=["k1", "unknown"]), no_probe)
     assert await serving.rows.attempts() == [other]
+
+
+async def test_a_redriven_key_is_free_again_in_the_next_generation(world: World) -> None:
+    serving = await serve(await world.open())
+    dead = DeadLetter("k1", 0, 1, "cmd.t.w.a.b", b"", b"{}", "poison", "why", 1, 1.0, 2.0)
+    first = Commit(serving.lease.epoch, [output_of(1, "k1", "dead")], [KeyRecord("k1", HASH, "dead", 1, 1)])
+    first.dead = [dead]
+    await serving.rows.commit(first, no_probe)
+    redrive = Commit(serving.lease.epoch, redriven=[("k1", 0)])
+    await serving.rows.commit(redrive, no_probe)
+    reading = await serving.rows.read([("k1", HASH)], [])
+    assert (reading.keys, reading.generations, reading.dead) == ({}, {"k1": 1}, {})
+    with pytest.raises(Stale):
+        await serving.rows.commit(redrive, no_probe)
+    again = Commit(serving.lease.epoch, [output_of(2, "k1", "dead")], [KeyRecord("k1", HASH, "dead", 2, 2, 1)])
+    again.dead = [attrs.evolve(dead, generation=1, n=2)]
+    await serving.rows.commit(again, no_probe)
+    reading = await serving.rows.read([("k1", HASH)], [])
+    assert reading.dead == {"k1": again.dead[0]}, "the newest generation's"
+    for wrong in (("k1", 0), ("k1", 2), ("k9", 0)):
+        with pytest.raises(Stale):
+            await serving.rows.commit(Commit(serving.lease.epoch, redriven=[wrong]), no_probe)
+    assert (await serving.rows.read([("k1", HASH)], [])).generations == {"k1": 1}
+
+
+async def test_a_decided_key_is_not_freed(world: World) -> None:
+    serving = await serve(await world.open())
+    await serving.commit(serving.decision("k1", "e1"))
+    with pytest.raises(Stale):
+        await serving.rows.commit(Commit(serving.lease.epoch, redriven=[("k1", 0)]), no_probe)
+    assert "k1" in (await serving.rows.read([("k1", HASH)], [])).keys
+
+
+async def test_a_discarded_dead_letter_keeps_its_key_and_waits_no_more(world: World) -> None:
+    serving = await serve(await world.open())
+    dead = DeadLetter("k1", 0, 1, "cmd.t.w.a.b", b"", b"{}", "poison", "why", 1, 1.0, 2.0)
+    first = Commit(serving.lease.epoch, [output_of(1, "k1", "dead")], [KeyRecord("k1", HASH, "dead", 1, 1)])
+    first.dead = [dead]
+    await serving.rows.commit(first, no_probe)
+    await serving.rows.commit(Commit(serving.lease.epoch, discarded=[("k1", 0)]), no_probe)
+    reading = await serving.rows.read([("k1", HASH)], [])
+    assert reading.dead["k1"].state == "discarded"
+    for fate in (Commit(serving.lease.epoch, discarded=[("k1", 0)]), Commit(serving.lease.epoch, redriven=[("k1", 0)])):
+        with pytest.raises(Stale):
+            await serving.rows.commit(fate, no_probe)
 
 
 async def test_marks_come_newest_first_even_for_one_output(world: World) -> None:

@@ -19,7 +19,7 @@ from meshforge_trio.errors import Poison, Refused
 from meshforge_trio.intake import Incoming, read_delivery
 from meshforge_trio.plan import Plan, Verdict
 from meshforge_trio.policy import RetryPolicy
-from meshforge_trio.store.port import Head, KeyRecord, Output, Reading
+from meshforge_trio.store.port import DeadLetter, Head, KeyRecord, Output, Reading
 from meshforge_trio.subjects import COMMANDS, EVENTS, Scope, command_subject, event_subject
 from meshforge_trio.waiting import Waiting
 
@@ -111,7 +111,7 @@ class Desk:
 
     adapter: AgentAdapter[Any] = attrs.field(factory=counter)
     scope: Scope = SCOPE
-    policy: RetryPolicy = attrs.field(factory=lambda: RetryPolicy(limit=3, delays_s=(1.0, 5.0)))
+    policy: RetryPolicy = attrs.field(factory=lambda: RetryPolicy(limit=3, delays_s=(1.0, 5.0), jitter=0.0))
     body_max: int = 100_000
     held_max: int = 100
     now: float = 1000.0
@@ -120,6 +120,7 @@ class Desk:
     mismatches: dict[tuple[str, bytes], KeyRecord] = attrs.field(factory=dict)
     heads: dict[str, Head] = attrs.field(factory=dict)
     generations: dict[str, int] = attrs.field(factory=dict)
+    dead: dict[str, DeadLetter] = attrs.field(factory=dict)
     waiting: Waiting = attrs.field(init=False)
     cache: Cache = attrs.field(factory=lambda: Cache(100))
     _seq: int = 0
@@ -149,6 +150,7 @@ class Desk:
             {pair: self._of(record) for pair, record in self.mismatches.items()},
             self.heads,
             self.generations,
+            {key: letter for key, letter in self.dead.items() if key in self.keys},
         )
 
     def _of(self, record: KeyRecord) -> Sequence[Output]:
@@ -178,6 +180,15 @@ class Desk:
         assert numbers == [*range(last + 1, last + 1 + len(numbers))]
         self.outputs += commit.outputs
         self.keys |= {record.key: record for record in commit.keys}
+        for key, generation in commit.redriven:
+            assert self.dead[key].state == "waiting"
+            assert self.keys.pop(key).outcome == "dead"
+            self.dead[key] = attrs.evolve(self.dead[key], state="redriven")
+            self.generations[key] = generation + 1
+        for key, _ in commit.discarded:
+            assert self.dead[key].state == "waiting"
+            self.dead[key] = attrs.evolve(self.dead[key], state="discarded")
+        self.dead |= {letter.key: letter for letter in commit.dead}
         self.mismatches |= {(record.key, record.payload_hash): record for record in commit.mismatches}
         for head in commit.heads:
             chain = [o for o in self.outputs if o.entity_id == head.entity_id and o.version is not None]

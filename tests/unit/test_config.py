@@ -169,3 +169,34 @@ def test_ranges_hold_for_settings_made_by_a_program(make: Any) -> None:
 def test_secrets_do_not_show_in_a_printed_settings() -> None:
     shown = repr(Settings(url="nats://me:hunter2@host:1", password="hunter2", token="hunter2"))
     assert "hunter2" not in shown
+
+
+def test_what_is_set_for_one_agent_wins_over_code_and_general_policy() -> None:
+    written(
+        "[engine.retry]\nlimit = 3\n[agents.order.retry]\ndelays_s = [2]\npoison = ['ValueError']\n"
+        "[agents.big-one.retry]\nhold_entity = false\n"
+    )
+    settings = load_settings(environ={"MESHFORGE_AGENTS__ORDER__RETRY__JITTER": "0"})
+    assert settings.retry_of("order") == RetryPolicy(limit=3, delays_s=(2.0,), poison=("ValueError",), jitter=0.0)
+    own = RetryPolicy(limit=9, delays_s=(7.0,))
+    assert settings.retry_of("order", own) == RetryPolicy(limit=9, delays_s=(2.0,), poison=("ValueError",), jitter=0.0)
+    assert settings.retry_of("big-one").hold_entity is False
+    assert settings.retry_of("other") == RetryPolicy(limit=3)
+    assert settings.retry_of("other", own) is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[agents.order.retry]\nlimit = 1\n", "limit is 1, it must be between 2 and 1000"),
+        ("[agents.order.retry]\nlimits = 5\n", "unknown key 'agents.order.retry.limits'"),
+        ("[agents.order]\nlimit = 5\n", "unknown key 'agents.order.limit'"),
+        ("agents = 5\n", "agents is a section"),
+        ("[agents]\norder = 5\n", "agents.order is a section"),
+        ("[agents.'a b'.retry]\nlimit = 5\n", "unknown key"),
+    ],
+)
+def test_a_wrong_key_of_an_agent_is_told(text: str, said: str) -> None:
+    written(text)
+    with pytest.raises(Misconfigured, match=said):
+        load_settings(environ={})

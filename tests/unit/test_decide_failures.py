@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
+import orjson
 import pytest
 import trio
 import trio.testing
@@ -45,7 +46,9 @@ def test_a_failing_handler_fails_its_command_and_holds_its_entity() -> None:
     plan = desk.take(*batch)
     assert outcomes(plan) == ["decided", "failed", "held", "decided", "decided"]
     assert [s.delay_s for s in plan.settlements] == [None, 1.0, 1.0, None, None]
-    assert plan.commit.attempts == [Attempt("k2", "a", 1, 1001.0, 1000.0, 1000.0, "RuntimeError: boom")]
+    assert plan.commit.attempts == [
+        Attempt("k2", "a", 1, 1001.0, 1000.0, 1000.0, "RuntimeError: boom", ((1000.0, "RuntimeError: boom"),))
+    ]
 
 
 def test_with_skip_later_commands_pass() -> None:
@@ -86,9 +89,13 @@ def test_attempts_end_in_a_dead_letter_that_its_sender_hears_of() -> None:
         "attempts_exhausted",
         2,
         1000,
-        1000,
+        1010,
         3 - 2,
     )
+    assert dead.calls == ((1000.0, "RuntimeError: boom"), (1010.0, "RuntimeError: boom"))
+    letter = orjson.loads(plan.commit.outputs[0].body)
+    assert letter["calls"] == [{"at": at, "error": error} for at, error in dead.calls]
+    assert letter["trace_id"] == dead.trace_id != ""
     assert "RuntimeError: boom" in dead.reason
     told = told_by(plan.verdicts[0])[1]
     assert (told["code"], told["attempts"]) == ("attempts_exhausted", 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ from meshforge_trio.errors import (
     StoreFull,
     Transient,
 )
-from meshforge_trio.policy import BACKOFF_MAX_S, Disposition, RetryPolicy, backoff, disposition, worst
+from meshforge_trio.policy import BACKOFF_MAX_S, Disposition, RetryPolicy, backoff, disposition, refusal, worst
 
 policies = st.builds(
     RetryPolicy, limit=st.integers(2, 50), delays_s=st.lists(st.floats(0.001, 100), min_size=1, max_size=6).map(tuple)
@@ -70,13 +71,54 @@ def test_a_loss_does_not_hide_a_crash() -> None:
 
 
 def test_the_delays_are_taken_in_turn_and_the_last_repeats() -> None:
-    policy = RetryPolicy(delays_s=(1.0, 5.0, 10.0))
-    assert [policy.delay_s(n) for n in range(1, 6)] == [1.0, 5.0, 10.0, 10.0, 10.0]
+    policy = RetryPolicy(delays_s=(1.0, 5.0, 10.0), jitter=0.0)
+    assert [policy.delay_s(n, "k1") for n in range(1, 6)] == [1.0, 5.0, 10.0, 10.0, 10.0]
 
 
-@given(policies, st.integers(1, 100))
-def test_every_attempt_has_a_delay(policy: RetryPolicy, attempts: int) -> None:
-    assert policy.delay_s(attempts) in policy.delays_s
+@given(policies, st.integers(1, 100), st.text())
+def test_every_attempt_has_a_delay(policy: RetryPolicy, attempts: int, key: str) -> None:
+    base = attrs.evolve(policy, jitter=0.0).delay_s(attempts, key)
+    assert base in policy.delays_s
+    assert base <= policy.delay_s(attempts, key) <= base * (1 + policy.jitter) * (1 + 1e-12)
+    assert policy.delay_s(attempts, key) == policy.delay_s(attempts, key)
+
+
+def test_what_failed_together_is_not_tried_together() -> None:
+    policy = RetryPolicy(jitter=0.5)
+    delays = {policy.delay_s(1, f"k{n}") for n in range(100)}
+    assert len(delays) == 100
+    assert max(delays) - min(delays) > 0.4
+
+
+class Mine(ValueError):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("policy", "error", "meaning"),
+    [
+        (RetryPolicy(), ValueError(), "transient"),
+        (RetryPolicy(), Poison("x"), "poison"),
+        (RetryPolicy(), Refused("x"), "refused"),
+        (RetryPolicy(), Transient(), "transient"),
+        (RetryPolicy(poison=("ValueError",)), Mine(), "poison"),
+        (RetryPolicy(poison=("builtins.ValueError",)), ValueError(), "poison"),
+        (RetryPolicy(poison=(ValueError,), transient=(Mine,)), Mine(), "transient"),
+        (RetryPolicy(poison=(Mine,), refused=("ValueError",)), Mine(), "poison"),
+        (RetryPolicy(refused=("LookupError",)), KeyError("x"), "refused"),
+        (RetryPolicy(refused=("Exception",)), Poison("x"), "poison"),
+        (RetryPolicy(transient=("Poison",)), Poison("x"), "poison"),
+    ],
+)
+def test_what_an_error_of_a_handler_means(policy: RetryPolicy, error: Exception, meaning: str) -> None:
+    assert policy.classify(error) == meaning
+
+
+def test_a_refusal_by_policy_keeps_the_text() -> None:
+    own = Refused("no", code="mine")
+    assert refusal(own) is own
+    made = refusal(KeyError("x"))
+    assert (made.reason, made.code) == ("'x'", "KeyError")
 
 
 @given(policies)

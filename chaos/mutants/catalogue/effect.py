@@ -121,8 +121,8 @@ MUTANTS: Final[Sequence[Mutant]] = (
         grounds.sent_again,
         Edit(
             "meshforge_trio.intake",
-            "    return Incoming(delivery, name, payload_hash(command), command, command.entity_id)\n",
-            "    return Incoming(delivery, command.id, payload_hash(command), command, command.entity_id)\n",
+            "    return Incoming(delivery, name, payload_hash(command), command, entity_id, system=system)\n",
+            "    return Incoming(delivery, command.id, payload_hash(command), command, entity_id, system=system)\n",
         ),
         Edit(
             "meshforge_trio.drafts",

@@ -43,8 +43,8 @@ MUTANTS: Final[Sequence[Mutant]] = (
         ),
         Edit(
             _DECIDE,
-            "        made = (0 if before is None else before.attempts) + (not incoming.alone)\n",
-            "        made = incoming.delivery.num_delivered\n",
+            "        if self._policy.exhausted(row.attempts):\n",
+            "        if self._policy.exhausted(incoming.delivery.num_delivered):\n",
         ),
     ),
     mutant(
