@@ -184,8 +184,11 @@ def _rebuilt(order: Mapping[str, Any]) -> Mapping[str, Any]:
 
     sys.path.insert(0, order["path"])
     os.chdir(order["path"])
-    with tempfile.TemporaryDirectory(prefix="meshforge-rebuild-") as home:
-        copy_store(Path(order["store"]), Path(home))
+    store = Path(order["store"])
+    # Beside the image where it may be: a child that is killed leaves it to whoever removes the run's directory.
+    beside = store.parent if os.access(store.parent, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="rebuild-", dir=beside) as home:
+        copy_store(store, Path(home))
         return _rebuilt_from(Path(home) / "store.db", order["app"], order["workspaces"])
 
 
