@@ -26,7 +26,8 @@ from typing import Any, Generic, TypeVar
 import attrs
 import cattrs
 
-from meshforge_trio.envelope import CommandEnvelope, EventEnvelope, JsonObject, converter
+from meshforge_trio.decisions import Context, Deadline, Decision, Event, Reply, Send, Subscription
+from meshforge_trio.envelope import CommandEnvelope, EventEnvelope, converter
 from meshforge_trio.errors import Misconfigured, Poison, Refused
 from meshforge_trio.policy import RetryPolicy
 from meshforge_trio.subjects import RESERVED_EVENTS, SYSTEM_PREFIX, is_token
@@ -35,6 +36,7 @@ __all__ = [
     "Agent",
     "AgentAdapter",
     "Context",
+    "Deadline",
     "Decision",
     "Event",
     "Reply",
@@ -46,69 +48,14 @@ S = TypeVar("S")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-@attrs.frozen
-class Event:
-    """A fact about one entity, as decided and as applied. The runtime adds `entity_version` to the payload."""
-
-    name: str
-    payload: JsonObject = attrs.field(factory=dict)
-
-
-@attrs.frozen
-class Reply:
-    """An answer that changes nothing: stored and published like an event, but beside the entity's chain."""
-
-    name: str
-    payload: JsonObject = attrs.field(factory=dict)
-
-
-@attrs.frozen
-class Send:
-    """A command to another agent of the same tenant and workspace. Its key derives from its cause."""
-
-    agent: str
-    action: str
-    payload: JsonObject = attrs.field(factory=dict)
-    entity_id: str | None = None
-    expected_version: int | None = None
-
-
-@attrs.frozen
-class Decision:
-    """What a command leads to. All of it takes effect, once, or nothing of it."""
-
-    events: Sequence[Event] = ()
-    commands: Sequence[Send] = ()
-    reply: Reply | None = None
-
-
-@attrs.frozen
-class Context:
-    """What `receive` may know beside state and message.
-
-    `now` is the runtime's clock, seconds since 1970; store in an event what depends on it.
-    `version` is the entity's version before this decision (0: it does not exist yet).
-    """
-
-    now: float
-    entity_id: str | None
-    version: int
-
-
-@attrs.frozen
-class Subscription:
-    """Events of another agent that this one receives, under the same protocol as commands."""
-
-    agent: str
-    name: str
-
-
 class AgentAdapter(ABC, Generic[S]):
     """One agent: pure decisions over one entity's state at a time.
 
     `name` is its subject token. `schema` counts the shapes of its state: raise it when the state class changes,
     and stored snapshots are ignored. `concurrent` says that `receive` may return an awaitable; the runtime then
     runs entities side by side and each entity in order. `retry` replaces the general policy of retries for it.
+    `deadlines` says that `deadline` is to be asked; its engine then reads every entity when it starts, and `now` is a
+    clock that nobody sets while the process lives.
     """
 
     name: str
@@ -116,6 +63,7 @@ class AgentAdapter(ABC, Generic[S]):
     concurrent: bool = False
     subscriptions: Sequence[Subscription] = ()
     retry: RetryPolicy | None = None
+    deadlines: bool = False
 
     @abstractmethod
     def initial(self) -> S:
@@ -144,6 +92,14 @@ class AgentAdapter(ABC, Generic[S]):
     def entity_of(self, event: EventEnvelope) -> str | None:
         """Which of this agent's entities a foreign event concerns."""
         return event.entity_id
+
+    def entity_for(self, command: CommandEnvelope) -> str | None:
+        """Which of this agent's entities a command concerns."""
+        return command.entity_id
+
+    def deadline(self, state: S, now: float) -> Deadline | None:
+        """What an entity in this state asks for at a time; asked after each of its events."""
+        return None
 
     def dump(self, state: S) -> Any:
         """The state as JSON values."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
-__all__ = ["Clock", "SystemClock"]
+__all__ = ["Clock", "SteadyClock", "SystemClock"]
 
 
 class Clock(Protocol):
@@ -28,3 +28,13 @@ class SystemClock:
 
     def elapsed(self) -> float:
         return time.clock_gettime(self._id)
+
+
+class SteadyClock(SystemClock):
+    """A wall clock that is read once: setting the machine's clock later neither stretches nor cuts what it measures."""
+
+    def __init__(self) -> None:
+        self._began = super().now() - self.elapsed()
+
+    def now(self) -> float:
+        return self._began + self.elapsed()

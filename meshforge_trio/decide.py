@@ -21,6 +21,7 @@ from meshforge_trio.errors import Poison, Refused
 from meshforge_trio.intake import Incoming
 from meshforge_trio.plan import Plan, Verdict, assemble
 from meshforge_trio.policy import RetryPolicy, refusal
+from meshforge_trio.preconditions import conflict, require_newest_fence
 from meshforge_trio.redrive import Fates
 from meshforge_trio.security import Violation
 from meshforge_trio.store.port import Attempt, Commit, Output, Reading
@@ -61,6 +62,7 @@ class Decider:
         self._asides = Asides(drafter, now)
         self._fates = Fates(drafter.scope, drafter, reading)
         self._decided: dict[str, Verdict] = {}
+        self._fences: dict[str, int] = {}
         self._mismatched: dict[tuple[str, bytes], Verdict] = {}
         self._failed_here: dict[str, float] = {}
         self._failed_keys: dict[str, float] = {}
@@ -75,7 +77,8 @@ class Decider:
             verdicts = await self._decide_side_by_side(batch)
         else:
             verdicts = [self._passing(self._step(incoming)) for incoming in batch]
-        return assemble(self._make_room(verdicts), Commit(epoch), next_n, self._entities, self._waiting)
+        commit = Commit(epoch, fences=self._fences)
+        return assemble(self._make_room(verdicts), commit, next_n, self._entities, self._waiting)
 
     def _step(self, incoming: Incoming) -> Verdict:
         call = self._before_call(incoming)
@@ -156,12 +159,13 @@ class Decider:
         except Exception as error:
             # Its stored history cannot be applied: that is this entity's trouble and nobody else's.
             return self._fail(incoming, f"reading the entity: {type(error).__name__}: {error}")
+        call = _Call(incoming, entity, cause)
         message = incoming.message
-        if isinstance(message, CommandEnvelope) and message.expected_version is not None:
-            verdict = self._check_version(incoming, message, entity, cause)
-            if verdict is not None:
-                return verdict
-        return _Call(incoming, entity, cause)
+        if isinstance(message, CommandEnvelope) and (
+            message.expected_version is not None or message.fencing_token is not None
+        ):
+            return self._unmet(call, message) or call
+        return call
 
     def _system(self, incoming: Incoming) -> Verdict:
         """What the runtime decides itself: the fate of a dead letter."""
@@ -213,24 +217,20 @@ class Decider:
         """Which of its entity this batch sends away: whom they wait for may come back in it, behind them."""
         return self._held_here.setdefault((incoming.delivery.stream, incoming.entity_id), set())
 
-    def _check_version(
-        self, incoming: Incoming, command: CommandEnvelope, entity: Entity, cause: Cause
-    ) -> Verdict | None:
-        if command.entity_id is None:
-            refusal = Refused(
-                "expected_version needs an entity_id", code="expected_version_without_entity", field="expected_version"
-            )
-            return self._refuse(_Call(incoming, entity, cause), refusal)
-        if incoming.query or command.expected_version == entity.version:
-            return None
-        payload: JsonObject = {
-            "entity_id": command.entity_id,
-            "expected_version": command.expected_version,
-            "current_version": entity.version,
-            "reason": "optimistic locking failure: version mismatch",
-        }
-        draft = self._drafter.event(cause, "conflict", payload, entity_id=command.entity_id, kind="record")
-        return self._settled(Verdict(incoming, "conflict", [draft], generation=cause.generation))
+    def _unmet(self, call: _Call, command: CommandEnvelope) -> Verdict | None:
+        """The verdict on a command whose version or fence does not fit; `None` lets it run."""
+        incoming = call.incoming
+        try:
+            told = None if incoming.query else conflict(command, incoming.entity_id, call.entity.version)
+            fence = require_newest_fence(command, {**self._reading.fences, **self._fences})
+        except Refused as error:
+            return self._refuse(call, error)
+        if told is not None:
+            draft = self._drafter.event(call.cause, "conflict", told, entity_id=incoming.entity_id, kind="record")
+            return self._settled(Verdict(incoming, "conflict", [draft], generation=call.cause.generation))
+        if fence is not None and not incoming.query:
+            self._fences[fence[0]] = max(fence[1], self._fences.get(fence[0], 0))
+        return None
 
     # -- after the handler -------------------------------------------------------------------------------------
 

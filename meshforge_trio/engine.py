@@ -12,10 +12,10 @@ import attrs
 import structlog
 import trio
 
-from meshforge_trio import protocol
+from meshforge_trio import deadlines, protocol
 from meshforge_trio.agent import AgentAdapter
 from meshforge_trio.broker.port import Broker, Consumer, ConsumerSpec, Delivery, StreamFacts, StreamSpec
-from meshforge_trio.clock import Clock, SystemClock
+from meshforge_trio.clock import Clock, SteadyClock, SystemClock
 from meshforge_trio.config import EngineSettings
 from meshforge_trio.drafts import Drafter
 from meshforge_trio.entities import Cache
@@ -86,7 +86,8 @@ class RuntimeEngine:
         self._rows = store.scope(scope)
         self._settings = settings if settings is not None else EngineSettings()
         self._probe = probe
-        self._clock = clock if clock is not None else SystemClock()
+        steady = adapter.deadlines and clock is None
+        self._clock = SteadyClock() if steady else clock if clock is not None else SystemClock()
         self._first_claim_after_s = first_claim_after_s
         self._last_epoch = -1
         self._suspected = _Suspicion()
@@ -207,6 +208,7 @@ class RuntimeEngine:
             cache=Cache(settings.cache_entities),
             next_n=lease.next_n,
             mark=mark,
+            deadlines=deadlines.Deadlines(self._adapter, self._clock),
             unwritten_mark=mark.n == 0,
         )
 
@@ -218,6 +220,7 @@ class RuntimeEngine:
             for consumer in session.consumers.values():
                 feeders.start_soon(self._feed, session, consumer, send.clone())
             feeders.start_soon(self._extend, session)
+            feeders.start_soon(deadlines.keep, session)
             send.close()
             async with trio.open_nursery() as turns:
                 while not self._stopping.is_set():

@@ -106,6 +106,10 @@ class Entities:
         commit.snapshots.append(Snapshot(entity_id, entity.version, self._adapter.schema, body))
         self._changed[entity_id] = attrs.evolve(entity, saved=entity.version)
 
+    def moved(self) -> list[tuple[str, Any]]:
+        """Entities that this turn has moved, with the states it leaves them in."""
+        return [(entity_id, entity.state) for entity_id, entity in self._changed.items()]
+
     def keep(self) -> None:
         """The transaction is committed: the cache takes what was read and changed."""
         self._cache.put(self._read)

@@ -73,6 +73,8 @@ class CommandEnvelope:
     `idempotency_key` names the effect: every command with the same key in a scope has one effect for ever.
     Queries need none. `id` names this sending of it; a deliberate re-send has a new id and the same key.
     `ts` is logical time in seconds since 1970 (UTC): kept if given, set by the runtime if not.
+    `resource_id` and `fencing_token` say under which lease it is sent; an older one than the agent has seen is refused.
+    They are no part of what the key stands for.
     """
 
     id: str
@@ -83,6 +85,8 @@ class CommandEnvelope:
     idempotency_key: str | None = None
     entity_id: str | None = None
     expected_version: int | None = None
+    resource_id: str | None = None
+    fencing_token: int | None = None
     payload: JsonObject = attrs.field(factory=dict)
     security_context: SecurityContext | None = None
     trace_id: str | None = None
@@ -265,6 +269,11 @@ def check_command(command: CommandEnvelope) -> None:
     """Check what types cannot say: tokens, lengths, ranges. Raises `Poison` naming the field."""
     _check_common(command)
     check_token(command.action, "action")
+    token, resource = command.fencing_token, command.resource_id
+    if resource is not None and (token is None or not 1 <= len(resource) <= _KEY_LENGTH_MAX):
+        raise _bad("resource_id", f"must be 1 to {_KEY_LENGTH_MAX} characters, and fencing_token be with it")
+    if token is not None and (resource is None or not 1 <= token < 2**63):
+        raise _bad("fencing_token", f"is {token}; it must be positive and fit 64 bits, and resource_id be with it")
     version = command.expected_version
     if version is not None and not 0 <= version < 2**63:
         raise Poison(

@@ -22,12 +22,12 @@ from meshforge_trio.envelope import (
 )
 from meshforge_trio.errors import Poison
 from meshforge_trio.security import Violation, check
-from meshforge_trio.subjects import DELIVER, DISCARD, REDRIVE, Scope, parse_subject
+from meshforge_trio.subjects import DELIVER, DISCARD, REDRIVE, SYSTEM_PREFIX, Scope, parse_subject
 
 __all__ = ["OWN_PREFIXES", "Incoming", "event_key", "query_key", "read_delivery"]
 
 #: How the runtime names what has no key of its own; no client's key may begin so.
-OWN_PREFIXES = ("evt:", "query:", "raw:")
+OWN_PREFIXES = ("deadline:", "evt:", "query:", "raw:")
 #: A key is part of every answer, and an envelope takes no longer one.
 _LENGTH_MAX = 256
 
@@ -89,15 +89,15 @@ def _read_command(delivery: Delivery, scope: Scope, adapter: AgentAdapter[Any]) 
     if command.action == DELIVER:
         return _read_delivered(delivery, command, adapter)
     system = command.action in (REDRIVE, DISCARD)
+    entity_id = None if system else _entity_for(command, adapter)
     query = not system and adapter.is_query(command.action)
     name = command.idempotency_key
     if query:
-        return Incoming(delivery, query_key(command), b"", command, command.entity_id, query=True)
-    if name is None or name.startswith(OWN_PREFIXES):
+        return Incoming(delivery, query_key(command), b"", command, entity_id, query=True)
+    if name is None or (name.startswith(OWN_PREFIXES) and not command.action.startswith(SYSTEM_PREFIX)):
         # It can be read, so its sender hears of its fate by its id.
         key, digest = raw_key(delivery)
         return Incoming(delivery, key, digest, command, fault=_unusable(name))
-    entity_id = None if system else command.entity_id
     return Incoming(delivery, name, payload_hash(command), command, entity_id, system=system)
 
 
@@ -112,6 +112,22 @@ def _read_delivered(delivery: Delivery, command: CommandEnvelope, adapter: Agent
     if (event.tenant, event.workspace) != (command.tenant, command.workspace):
         raise Poison(f"event {event.id} is of another workspace", code="scope_mismatch")
     return _as_event(delivery, event, adapter)
+
+
+def _entity_for(command: CommandEnvelope, adapter: AgentAdapter[Any]) -> str | None:
+    try:
+        entity: object = adapter.entity_for(command)
+    except Exception as error:
+        raise Poison(
+            f"command {command.id}: choosing the entity failed: {type(error).__name__}: {error}", code="bad_entity"
+        ) from error
+    return _checked_entity(entity, f"command {command.id}")
+
+
+def _checked_entity(entity: object, whose: str) -> str | None:
+    if entity is None or (isinstance(entity, str) and 1 <= len(entity) <= _LENGTH_MAX):
+        return entity
+    raise Poison(f"{whose}: {entity!r:.100} is chosen as entity, which is no id", code="bad_entity")
 
 
 def _unusable(key: str | None) -> Poison:
@@ -140,11 +156,9 @@ def _as_event(delivery: Delivery, event: EventEnvelope, adapter: AgentAdapter[An
         raise Poison(
             f"event {event.id}: choosing the entity failed: {type(error).__name__}: {error}", code="bad_entity"
         ) from error
-    if entity is not None and (not isinstance(entity, str) or not 1 <= len(entity) <= _LENGTH_MAX):
-        raise Poison(f"event {event.id}: {entity!r:.100} is chosen as entity, which is no id", code="bad_entity")
     key = event_key(event)
     digest = hashlib.sha256(canonical([event.name, event.entity_id, event.payload])).digest()
-    return Incoming(delivery, key, digest, event, entity)
+    return Incoming(delivery, key, digest, event, _checked_entity(entity, f"event {event.id}"))
 
 
 def query_key(command: CommandEnvelope) -> str:

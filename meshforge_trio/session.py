@@ -17,13 +17,14 @@ import trio
 from meshforge_trio import redrive
 from meshforge_trio.agent import AgentAdapter
 from meshforge_trio.asides import called
-from meshforge_trio.broker.port import Broker, Consumer, PubAck
+from meshforge_trio.broker.port import Broker, Consumer, Message, PubAck
 from meshforge_trio.clock import Clock
 from meshforge_trio.config import EngineSettings
+from meshforge_trio.deadlines import Deadlines
 from meshforge_trio.decide import Decider
 from meshforge_trio.drafts import Drafter, as_message
-from meshforge_trio.entities import Cache, Entities, restore
-from meshforge_trio.envelope import canonical
+from meshforge_trio.entities import Cache, Entities, Entity, restore
+from meshforge_trio.envelope import CommandEnvelope, canonical
 from meshforge_trio.errors import Fenced, SessionLost, Stale, Transient
 from meshforge_trio.intake import Incoming
 from meshforge_trio.plan import Plan
@@ -57,6 +58,7 @@ class Session:
     cache: Cache
     next_n: int
     mark: Mark
+    deadlines: Deadlines
     consumers: dict[str, Consumer] = attrs.field(factory=dict)
     unwritten_mark: bool = False
     _publishing: trio.Lock = attrs.field(factory=trio.Lock)
@@ -87,7 +89,12 @@ class Session:
         unknown = sorted(e for e in named if e is not None)
         keys = [(i.key, i.hash) for i in batch]
         keys += [(key, b"") for i in batch if i.system and (key := redrive.asked(i.message)) is not None]
-        reading = await self.rows.read(keys, unknown)
+        resources = {
+            i.message.resource_id
+            for i in batch
+            if isinstance(i.message, CommandEnvelope) and i.message.resource_id is not None
+        }
+        reading = await self.rows.read(keys, unknown, sorted(resources))
         heads = {e: await self._usable(head) for e, head in reading.heads.items()}
         self._entities = Entities(self.cache, self.adapter, heads)
         decider = Decider(
@@ -127,6 +134,7 @@ class Session:
             self.unwritten_mark = self.unwritten_mark and self.mark is not mark
         assert self._entities is not None
         self._entities.keep()
+        self.deadlines.note(self._entities.moved())
         self.next_n += len(plan.commit.outputs)
         for key in plan.commit.ended:
             self.waiting.end(key)
@@ -261,18 +269,38 @@ class Session:
         states: list[tuple[str, int, bytes, bytes]] = []
         last = ""
         while heads := await self.rows.heads(last, _HISTORY_PAGE):
-            unknown = [head.entity_id for head in heads if self.cache.get(head.entity_id) is None]
-            read = (await self.rows.read([], unknown)).heads if unknown else {}
-            for head in heads:
-                entity = self.cache.get(head.entity_id)
-                if entity is None:
-                    entity = restore(self.adapter, await self._usable(read[head.entity_id]))
+            for entity_id, entity in await self.entities([head.entity_id for head in heads]):
                 state = canonical(self.adapter.dump(entity.state))
-                states.append((head.entity_id, entity.version, entity.chain, state))
+                states.append((entity_id, entity.version, entity.chain, state))
             last = heads[-1].entity_id
             if len(states) > self.settings.state_hash_entities_max:
                 return None
         return self.next_n - 1, state_of_heads(states)
+
+    async def entities(self, entity_ids: Sequence[str]) -> Sequence[tuple[str, Entity]]:
+        """Entities that have events, as this process has them in memory, else as the store has them."""
+        unknown = [entity_id for entity_id in entity_ids if self.cache.get(entity_id) is None]
+        read = (await self.rows.read([], unknown)).heads if unknown else {}
+        found = []
+        for entity_id in entity_ids:
+            entity = self.cache.get(entity_id)
+            if entity is None:
+                entity = restore(self.adapter, await self._usable(read[entity_id]))
+            found.append((entity_id, entity))
+        return found
+
+    async def send(self, messages: Sequence[Message]) -> None:
+        """Have the command stream store commands of the runtime itself.
+
+        Raises:
+            SessionLost: whether it has is unknown; the next session sends them again under the same ids.
+            Fenced: the lease is over.
+        """
+        async with self._publishing:
+            self.check_lease()
+            for ack in await self.broker.publish(messages, self.settings.publish_timeout_s):
+                if ack.error:
+                    raise SessionLost(f"{self.scope}: the broker refused a command: {ack.error} ({ack.error_code})")
 
     # -- settle ------------------------------------------------------------------------------------------------
 

@@ -189,7 +189,8 @@ class Reading:
     """What one turn needs to know: found keys with their outputs, and the heads of the entities asked for.
 
     `mismatches` holds the refusals stored for (key, payload hash) pairs that differ from the first.
-    `generations` is how often a key was redriven; absent means never. `dead` are the dead letters of found keys.
+    `generations` is how often a key was redriven; absent means never. `dead` are the dead letters of found keys,
+    `fences` the newest fencing tokens of resources.
     """
 
     keys: Mapping[str, tuple[KeyRecord, Sequence[Output]]]
@@ -197,6 +198,7 @@ class Reading:
     heads: Mapping[str, Head]
     generations: Mapping[str, int]
     dead: Mapping[str, DeadLetter] = attrs.field(factory=dict)
+    fences: Mapping[str, int] = attrs.field(factory=dict)
 
 
 @attrs.define
@@ -204,6 +206,7 @@ class Commit:
     """One transaction of a turn. `heads` carry version and chain only; `ended` are attempt rows to delete.
 
     `mismatches` are refusals under (key, payload hash, first_n, last_n); `clean` ends the term (shutdown);
+    `fences` are newest fencing tokens by resource;
     `redriven` and `discarded` are (key, generation) of waiting dead letters: a redriven key is free again;
     `state_hash` is (n, hash): `state_of_heads` of all entities as outputs up to `n` leave them.
     """
@@ -219,6 +222,7 @@ class Commit:
     dead: list[DeadLetter] = attrs.field(factory=list)
     redriven: list[tuple[str, int]] = attrs.field(factory=list)
     discarded: list[tuple[str, int]] = attrs.field(factory=list)
+    fences: dict[str, int] = attrs.field(factory=dict)
     mark: Mark | None = None
     state_hash: tuple[int, str] | None = None
     clean: bool = False
@@ -233,8 +237,10 @@ class ScopeStore(Protocol):
     async def take_lease(self, server_id: str) -> Lease | None:
         """Become the active engine; `None` while another living holder has the scope."""
 
-    async def read(self, keys: Sequence[tuple[str, bytes]], entities: Sequence[str]) -> Reading:
-        """One read for a turn. `keys` are (key, payload hash) pairs."""
+    async def read(
+        self, keys: Sequence[tuple[str, bytes]], entities: Sequence[str], resources: Sequence[str] = ()
+    ) -> Reading:
+        """One read for a turn. `keys` are (key, payload hash) pairs; `resources` are those whose fences are asked."""
 
     async def commit(self, commit: Commit, at: Probe) -> None:
         """One transaction; calls `at(Point.IN_STORE)` before COMMIT. Raises `Fenced`, `Stale`, `StoreFull`,

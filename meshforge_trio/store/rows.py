@@ -77,7 +77,11 @@ _HEAD: Final = (
 
 
 def read(
-    connection: apsw.Connection, number: int, keys: Sequence[tuple[str, bytes]], entities: Sequence[str]
+    connection: apsw.Connection,
+    number: int,
+    keys: Sequence[tuple[str, bytes]],
+    entities: Sequence[str],
+    resources: Sequence[str] = (),
 ) -> Reading:
     """See `ScopeStore.read`."""
     names = [key for key, _ in keys]
@@ -99,7 +103,9 @@ def read(
         generations = dict(select_in(connection, sql, number, names))
     dead = [key for key, (record, _) in records.items() if record.outcome == "dead"]
     found_dead = {letter.key: letter for letter in _letters_of(connection, number, dead)}
-    return Reading(records, mismatches, _heads_of(connection, number, entities), generations, found_dead)
+    select = "SELECT resource_id, token FROM fences WHERE scope = ? AND resource_id IN"
+    fences = dict(select_in(connection, select, number, resources))
+    return Reading(records, mismatches, _heads_of(connection, number, entities), generations, found_dead, fences)
 
 
 def _letters_of(connection: apsw.Connection, number: int, keys: Sequence[str]) -> Iterator[DeadLetter]:
@@ -225,6 +231,12 @@ def _write_seldom(connection: apsw.Connection, number: int, commit: Commit) -> N
             f"INSERT INTO dead_letters(scope, {_LETTER}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (number, *first, json.dumps(calls), CODE_OF_STATE[state]),
         )
+    for resource, token in commit.fences.items():
+        sql = (
+            "INSERT INTO fences VALUES (?, ?, ?) ON CONFLICT(scope, resource_id) DO UPDATE"
+            " SET token = max(token, excluded.token)"
+        )
+        connection.execute(sql, (number, resource, token))
     for key, generation in commit.redriven:
         _redrive(connection, number, key, generation)
     for key, generation in commit.discarded:

@@ -144,8 +144,15 @@ ALTER TABLE dead_letters ADD COLUMN calls TEXT NOT NULL DEFAULT '[]';
 ALTER TABLE dead_letters ADD COLUMN state INTEGER NOT NULL DEFAULT 0;
 """
 
+# The newest fencing token under which a scope was sent a command, by resource.
+_VERSION_3: Final = """
+CREATE TABLE fences(
+    scope INTEGER, resource_id TEXT, token INTEGER NOT NULL, PRIMARY KEY(scope, resource_id)
+) STRICT, WITHOUT ROWID;
+"""
+
 #: Migration i brings a file from `user_version` i to i + 1; published ones never change.
-MIGRATIONS: Final[tuple[str, ...]] = (_VERSION_1, _VERSION_2)
+MIGRATIONS: Final[tuple[str, ...]] = (_VERSION_1, _VERSION_2, _VERSION_3)
 
 # Serialises the creation of files within this process; see `_create`.
 _creating = threading.Lock()

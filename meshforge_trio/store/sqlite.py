@@ -237,10 +237,12 @@ class SQLiteScopeStore:
         """Become the active engine and renew the term; `None` while another living holder has the scope."""
         return await self._store.run(self._take_lease, server_id)
 
-    async def read(self, keys: Sequence[tuple[str, bytes]], entities: Sequence[str]) -> Reading:
-        """One read for a turn, from one snapshot. `keys` are (key, payload hash) pairs."""
-        few = len(keys) + len(entities) <= _FEW
-        return await self._store.run(self._read, keys, entities, here=few)
+    async def read(
+        self, keys: Sequence[tuple[str, bytes]], entities: Sequence[str], resources: Sequence[str] = ()
+    ) -> Reading:
+        """One read for a turn, from one snapshot. `keys` are (key, payload hash) pairs; `resources` have fences."""
+        few = len(keys) + len(entities) + len(resources) <= _FEW
+        return await self._store.run(self._read, keys, entities, resources, here=few)
 
     async def commit(self, commit: Commit, at: Probe) -> None:
         """One transaction; calls `at(IN_STORE)`, in the thread that writes, before COMMIT.
@@ -317,9 +319,9 @@ class SQLiteScopeStore:
             term.remember(number, lease.epoch, scope)
         return lease
 
-    def _read(self, keys: Sequence[tuple[str, bytes]], entities: Sequence[str]) -> Reading:
+    def _read(self, keys: Sequence[tuple[str, bytes]], entities: Sequence[str], resources: Sequence[str]) -> Reading:
         with transaction(self._store.connection, "DEFERRED"):
-            return rows.read(self._store.connection, self._known(), keys, entities)
+            return rows.read(self._store.connection, self._known(), keys, entities, resources)
 
     def _commit(self, commit: Commit, at: Probe) -> None:
         term = self._store.term

@@ -121,6 +121,7 @@ class Desk:
     heads: dict[str, Head] = attrs.field(factory=dict)
     generations: dict[str, int] = attrs.field(factory=dict)
     dead: dict[str, DeadLetter] = attrs.field(factory=dict)
+    fences: dict[str, int] = attrs.field(factory=dict)
     waiting: Waiting = attrs.field(init=False)
     cache: Cache = attrs.field(factory=lambda: Cache(100))
     _seq: int = 0
@@ -151,6 +152,7 @@ class Desk:
             self.heads,
             self.generations,
             {key: letter for key, letter in self.dead.items() if key in self.keys},
+            self.fences,
         )
 
     def _of(self, record: KeyRecord) -> Sequence[Output]:
@@ -180,6 +182,7 @@ class Desk:
         assert numbers == [*range(last + 1, last + 1 + len(numbers))]
         self.outputs += commit.outputs
         self.keys |= {record.key: record for record in commit.keys}
+        self.fences |= commit.fences
         for key, generation in commit.redriven:
             assert self.dead[key].state == "waiting"
             assert self.keys.pop(key).outcome == "dead"

@@ -28,6 +28,7 @@ class _LosingSession:
     """A session whose lease is over by the time it pulls."""
 
     consumers: ClassVar = {"COMMANDS": _Consumer()}
+    adapter = counter
 
     def check_lease(self) -> None:
         raise Fenced("the lease ran out")

@@ -8,6 +8,7 @@ from doubles import Desk, command
 
 from meshforge_trio.clock import SystemClock
 from meshforge_trio.config import EngineSettings
+from meshforge_trio.deadlines import Deadlines
 from meshforge_trio.points import no_probe
 from meshforge_trio.session import Session
 from meshforge_trio.store.port import Commit, Lease, Mark
@@ -39,6 +40,7 @@ def session_at(desk: Desk) -> Session:
         cache=desk.cache,
         next_n=1,
         mark=Mark(0, 0, "", 0, "", 0.0),
+        deadlines=Deadlines(desk.adapter, SystemClock()),
     )
 
 
