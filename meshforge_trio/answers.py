@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -116,16 +116,28 @@ def raise_if_failed(event: EventEnvelope) -> None:
             raise CommandDead(event)
         case "violation":
             raise SecurityViolation(event)
-    if event.name == "refused" or event.payload.keys() - {"entity_version"} == _REFUSAL_FIELDS:
+    if _is_refusal(event):
         raise CommandRefused(event)
+
+
+def _is_refusal(event: EventEnvelope) -> bool:
+    return event.name == "refused" or event.payload.keys() - {"entity_version"} == _REFUSAL_FIELDS
+
+
+def _is_failure(event: EventEnvelope) -> bool:
+    return event.name in ("conflict", "dead_lettered", "violation") or _is_refusal(event)
 
 
 @attrs.define(eq=False)
 class Waiter:
-    """A call that waits. `ids` are the ids its command was sent under, the first one first."""
+    """A call that waits. `ids` are the ids its command was sent under, the first one first.
+
+    `names` are the events that may answer it, beside those that tell of a failure; `None` stands for all.
+    """
 
     command: CommandEnvelope
     ids: list[str]
+    names: Container[str] | None = None
     answer: EventEnvelope | None = None
     changed: trio.Event = attrs.field(factory=trio.Event)
 
@@ -136,6 +148,8 @@ class Waiter:
         violations under none of the sender's: these tell by `causation_id`.
         """
         command = self.command
+        if self.names is not None and event.name not in self.names and not _is_failure(event):
+            return False
         if (event.tenant, event.workspace, event.agent) != (command.tenant, command.workspace, command.agent):
             return False
         if event.causation_id in self.ids:
@@ -159,10 +173,10 @@ class Answers:
         return len(self._by_id)
 
     @contextmanager
-    def expect(self, command: CommandEnvelope) -> Iterator[Waiter]:
+    def expect(self, command: CommandEnvelope, names: Container[str] | None = None) -> Iterator[Waiter]:
         """Wait for the answer to `command` within the block; nothing is kept after it."""
         key = command.idempotency_key or ""
-        waiter = Waiter(command, [command.id])
+        waiter = Waiter(command, [command.id], names)
         self._by_key.setdefault(key, []).append(waiter)
         self._by_id[command.id] = waiter
         try:

@@ -11,9 +11,9 @@ runtime repeats the first answer. A deadline that passes therefore means `Outcom
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Final, TypedDict, Unpack
+from collections.abc import AsyncIterator, Container, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Final, Unpack
 
 import attrs
 import trio
@@ -37,21 +37,18 @@ from meshforge_trio.envelope import (
     EventEnvelope,
     JsonObject,
     SecurityContext,
-    decode_command,
-    encode,
-    traceparent,
 )
-from meshforge_trio.errors import Misconfigured, Poison, SessionLost
+from meshforge_trio.errors import Misconfigured, SessionLost
 from meshforge_trio.feed import EventFeed
 from meshforge_trio.ids import uuid7
-from meshforge_trio.intake import OWN_PREFIXES
+from meshforge_trio.lock_client import HeldLock, LockDenied, LockLost, hold
+from meshforge_trio.outgoing import CommandFields, as_message, named, windows
 from meshforge_trio.policy import backoff
 from meshforge_trio.subjects import (
     COMMANDS,
     EVENTS,
     Scope,
     check_token,
-    command_subject,
     event_filter,
     event_subject,
     violation_subject,
@@ -64,6 +61,9 @@ __all__ = [
     "CommandFields",
     "CommandRefused",
     "Conflict",
+    "HeldLock",
+    "LockDenied",
+    "LockLost",
     "MeshClient",
     "OutcomeUnknown",
     "SecurityViolation",
@@ -73,8 +73,6 @@ __all__ = [
 
 _BACKOFF_MAX_S: Final = 2.0
 _RESEND_MAX_S: Final = 30.0
-_WINDOW: Final = 1024
-_WINDOW_BYTES: Final = 4 << 20
 
 
 @asynccontextmanager
@@ -107,17 +105,6 @@ async def open_client(
             nursery.cancel_scope.cancel()
     if raised is not None:
         raise raised
-
-
-class CommandFields(TypedDict, total=False):
-    """What a command may have beside agent, action and payload."""
-
-    id: str
-    idempotency_key: str
-    entity_id: str | None
-    expected_version: int | None
-    trace_id: str | None
-    correlation_id: str | None
 
 
 class MeshClient:
@@ -186,14 +173,14 @@ class MeshClient:
         """
         done: list[Sent] = []
         with trio.move_on_after(timeout_s):
-            for window in _windows(commands):
+            for window in windows(commands):
                 acks = await self._store(window)
                 for command, ack in zip(commands[len(done) : len(done) + len(acks)], acks, strict=True):
                     done.append(Sent(command.id, command.idempotency_key, ack.seq, ack.duplicate))
         if len(done) == len(commands):
             return done
         first = commands[len(done)]
-        what = f"{len(commands) - len(done)} of {len(commands)} commands from {first.id}" if done else _named(first)
+        what = f"{len(commands) - len(done)} of {len(commands)} commands from {first.id}" if done else named(first)
         raise self._unknown(f"no PubAck for {what} within {timeout_s:g} s", first, done)
 
     async def _store(self, messages: Sequence[Message]) -> Sequence[PubAck]:
@@ -246,9 +233,10 @@ class MeshClient:
         timeout_s: float = 30.0,
         resend_s: float = 2.0,
         raise_for_refusal: bool = False,
+        answers: Container[str] | None = None,
         **fields: Unpack[CommandFields],
     ) -> EventEnvelope:
-        """Send a command or query and return the first event that answers it.
+        """Send a command or query and return the first event that answers it, of the names `answers` if given.
 
         A lost connection, and `resend_s` without an answer (then twice that, ...), send it again under a new id with
         the same key. `raise_for_refusal` raises a negative answer as a `CommandFailed` instead of returning it.
@@ -259,13 +247,13 @@ class MeshClient:
             Conflict, CommandRefused, CommandDead, SecurityViolation: with `raise_for_refusal`.
         """
         command = self.command(agent, action, payload, **fields)
-        message = _message(command)
-        with self._answers.expect(command) as waiter:
+        message = as_message(command)
+        with self._answers.expect(command, answers) as waiter:
             with trio.move_on_after(timeout_s):
                 await self._ask(waiter, message, resend_s)
             answer = waiter.answer
         if answer is None:
-            raise self._unknown(f"no answer to {_named(command)} within {timeout_s:g} s", command)
+            raise self._unknown(f"no answer to {named(command)} within {timeout_s:g} s", command)
         if raise_for_refusal:
             raise_if_failed(answer)
         return answer
@@ -289,7 +277,7 @@ class MeshClient:
                 return
             again = attrs.evolve(waiter.command, id=uuid7())
             self._answers.also(waiter, again.id)
-            message = _message(again)
+            message = as_message(again)
 
     async def _listen(self, wire: Wire, agent: str) -> None:
         """Have the answers of `agent` come here, before anything is asked."""
@@ -307,6 +295,20 @@ class MeshClient:
         if waiter.answer is None:
             waiter.changed = trio.Event()
             wire.connection.check()
+
+    # -- locks -------------------------------------------------------------------------------------------------
+
+    def lock(
+        self, resource_id: str, *, ttl_s: float = 30.0, owner_id: str | None = None, wait_s: float = 0.0
+    ) -> AbstractAsyncContextManager[HeldLock]:
+        """Hold the lock of a resource within a block: see `lock_client.hold`."""
+        return hold(
+            self,
+            resource_id,
+            ttl_s=ttl_s,
+            owner_id=owner_id or f"{self._principal.principal_id}~{uuid7()}",
+            wait_s=wait_s,
+        )
 
     # -- events ------------------------------------------------------------------------------------------------
 
@@ -353,40 +355,3 @@ class MeshClient:
                     self._uplink.last_failure = str(lost)
                 await trio.sleep(next(waits))
         raise SessionLost(f"{EVENTS} did not answer within {timeout_s:g} s: {self._uplink.last_failure}")
-
-
-def _named(command: CommandEnvelope) -> str:
-    return f"command {command.id} ({command.agent} {command.action}, key {command.idempotency_key})"
-
-
-def _message(command: CommandEnvelope) -> Message:
-    """The command as it is published, checked by reading it as the runtime will. Raises `Poison`."""
-    scope = Scope.checked(command.tenant, command.workspace, command.agent)
-    key = command.idempotency_key
-    if key is not None and key.startswith(OWN_PREFIXES):
-        raise Poison(
-            f"idempotency_key may not begin with {' or '.join(OWN_PREFIXES)}: the runtime uses these",
-            code="bad_idempotency_key",
-            field="idempotency_key",
-        )
-    body = encode(command)
-    decode_command(body)
-    headers = {}
-    if command.trace_id is not None and command.span_id is not None:
-        headers["traceparent"] = traceparent(command.trace_id, command.span_id)
-    return Message(command_subject(scope, command.action), body, command.id, headers)
-
-
-def _windows(commands: Sequence[CommandEnvelope]) -> Iterator[Sequence[Message]]:
-    """The messages of `commands`, in pieces that are bounded in number and bytes."""
-    window: list[Message] = []
-    size = 0
-    for command in commands:
-        message = _message(command)
-        if window and (len(window) == _WINDOW or size + len(message.body) > _WINDOW_BYTES):
-            yield window
-            window, size = [], 0
-        window.append(message)
-        size += len(message.body)
-    if window:
-        yield window

@@ -6,11 +6,12 @@ import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import attrs
 import trio
 
+from meshforge_trio.agent import AgentAdapter
 from meshforge_trio.broker.bridge import ConnectOptions, connect
 from meshforge_trio.broker.jetstream import JetStreamBroker, open_broker
 from meshforge_trio.client import MeshClient, open_client
@@ -41,19 +42,22 @@ async def declare_streams(url: str) -> None:
 
 
 @asynccontextmanager
-async def serving(server: PrivateServer, home: Path) -> AsyncIterator[Runtime]:
-    """A runtime that serves the agent `order` in t/w, drained at the end."""
+async def serving(
+    server: PrivateServer, home: Path, *agents: AgentAdapter[Any], settings: EngineSettings | None = None
+) -> AsyncIterator[Runtime]:
+    """A runtime that serves `agents` (else the agent `order`) in t/w, drained at the end."""
     store = await SQLiteEventStore.open(home / "store.db")
-    settings = Settings(url=server.url, workspaces=("t/w",))
+    chosen = Settings(url=server.url, workspaces=("t/w",), engine=settings or EngineSettings())
 
     def session() -> AbstractAsyncContextManager[JetStreamBroker]:
         return open_broker(ConnectOptions(urls=(server.url,), probe_s=0.3))
 
-    runtime = Runtime(App([crud_agent("order")]), settings, store, session)
+    runtime = Runtime(App(agents or [crud_agent("order")]), chosen, store, session)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(runtime.run)
-            await runtime.engines[0].serving.wait()
+            for engine in runtime.engines:
+                await engine.serving.wait()
             yield runtime
             runtime.stop()
     finally:

@@ -40,7 +40,7 @@ ORDER = (
     ("engine",),
     ("health", "doctor"),
     ("health_server", "backup", "verify"),
-    ("runtime", "replay", "uplink", "answers", "feed"),
+    ("runtime", "replay", "uplink", "outgoing", "answers", "feed", "lock_client"),
     ("client", "launch", "sync_client"),
     ("workers", "reconcile", "dead_letters", "stranded"),
     ("cli", "__main__"),

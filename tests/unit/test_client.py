@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshforge_trio import client
+from meshforge_trio import outgoing
 from meshforge_trio.answers import Answers, CommandDead, CommandRefused, Conflict, SecurityViolation, raise_if_failed
 from meshforge_trio.envelope import CommandEnvelope, EventEnvelope, JsonObject, SecurityContext, encode, payload_hash
 from meshforge_trio.feed import SeenIds
@@ -133,11 +133,11 @@ def test_seen_ids_are_remembered_up_to_their_bound(ids: Sequence[int], capacity:
 @pytest.mark.parametrize("sizes", [[], [1], [3_000_000, 2_000_000, 1, 1], [1, 5_000_000, 1], [900_000] * 9])
 def test_windows_are_bounded_in_bytes_and_keep_the_order(sizes: Sequence[int]) -> None:
     commands = [attrs.evolve(COMMAND, id=f"c-{n}", payload={"x": "y" * size}) for n, size in enumerate(sizes)]
-    windows = list(client._windows(commands))
+    windows = list(outgoing.windows(commands))
     assert [message.msg_id for window in windows for message in window] == [command.id for command in commands]
     assert all(len(window) == 1 or sum(len(m.body) for m in window) <= 4 << 20 for window in windows)
 
 
 def test_windows_are_bounded_in_number() -> None:
     commands = [attrs.evolve(COMMAND, id=f"c-{n}") for n in range(2049)]
-    assert [len(window) for window in client._windows(commands)] == [1024, 1024, 1]
+    assert [len(window) for window in outgoing.windows(commands)] == [1024, 1024, 1]
