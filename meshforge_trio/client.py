@@ -11,7 +11,7 @@ runtime repeats the first answer. A deadline that passes therefore means `Outcom
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Container, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, Unpack
 
@@ -44,6 +44,7 @@ from meshforge_trio.ids import uuid7
 from meshforge_trio.lock_client import HeldLock, LockDenied, LockLost, hold
 from meshforge_trio.outgoing import CommandFields, as_message, named, windows
 from meshforge_trio.policy import backoff
+from meshforge_trio.revise import revise
 from meshforge_trio.subjects import (
     COMMANDS,
     EVENTS,
@@ -295,6 +296,30 @@ class MeshClient:
         if waiter.answer is None:
             waiter.changed = trio.Event()
             wire.connection.check()
+
+    async def revise(
+        self,
+        agent: str,
+        action: str,
+        entity_id: str,
+        change: Callable[[EventEnvelope], JsonObject | None],
+        *,
+        read: str = "get",
+        tries: int = 10,
+        timeout_s: float = 30.0,
+    ) -> EventEnvelope | None:
+        """Change an entity as it stands: read it, decide what to send, send it unless somebody else was faster.
+
+        `change` gets the answer to the query `read`, which tells the `entity_version`, and returns the payload of
+        `action`, or `None` to leave it; it is asked again after each conflict, `tries` times at most. Returns the
+        answer.
+
+        Raises:
+            Conflict: somebody else was faster `tries` times.
+            CommandRefused, CommandDead, SecurityViolation: the answer says so.
+            OutcomeUnknown: no answer within `timeout_s`; the command may still take effect.
+        """
+        return await revise(self, agent, action, entity_id, change, read=read, tries=tries, timeout_s=timeout_s)
 
     # -- locks -------------------------------------------------------------------------------------------------
 

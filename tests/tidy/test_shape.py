@@ -40,7 +40,7 @@ ORDER = (
     ("engine",),
     ("health", "doctor"),
     ("health_server", "backup", "verify"),
-    ("runtime", "replay", "uplink", "outgoing", "answers", "feed", "lock_client"),
+    ("runtime", "replay", "uplink", "outgoing", "answers", "feed", "lock_client", "revise"),
     ("client", "launch", "sync_client"),
     ("workers", "reconcile", "dead_letters", "stranded"),
     ("cli", "__main__"),
