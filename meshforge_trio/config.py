@@ -21,6 +21,7 @@ from typing import Any, Final, Literal
 import attrs
 
 from meshforge_trio.errors import Misconfigured
+from meshforge_trio.permissions import parse_rule
 from meshforge_trio.policy import RetryPolicy
 from meshforge_trio.subjects import is_token
 
@@ -61,6 +62,11 @@ def _each_between(low: float, high: float) -> Check:
             one(settings, attribute, item)
 
     return check
+
+
+def _rules(_: Any, _attribute: attrs.Attribute[Any], value: Any) -> None:
+    for text in value:
+        parse_rule(text)
 
 
 def _workspaces(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -119,6 +125,7 @@ class Settings:
 
     `workspaces` are `tenant/workspace` pairs; every agent of the app serves each of them.
     `lease_ttl_s` is how long a holder that does not move keeps its scopes; a dead one loses them at once.
+    `permissions` are rules as in `permissions.parse_rule`: who may send what to whom.
     `principal` is who the commands of the command line come from (the login name unless set).
     `agents` holds what is set for single agents: keys of `RetryPolicy` in `[agents.<name>.retry]`.
     """
@@ -134,6 +141,7 @@ class Settings:
     tls_ca_file: Path | None = None
     inbox_prefix: str = "_INBOX"
     principal: str | None = None
+    permissions: tuple[str, ...] = attrs.field(default=(), validator=_rules)
     lease_ttl_s: float = attrs.field(default=5.0, validator=_between(0.1, 600))
     drain_s: float = attrs.field(default=10.0, validator=_between(0.0, 3600))
     log_level: LogLevel = "info"

@@ -28,6 +28,7 @@ from meshforge_trio.broker.port import Broker
 from meshforge_trio.config import Settings
 from meshforge_trio.engine import RuntimeEngine
 from meshforge_trio.errors import Fenced, Misconfigured, Poison, SessionLost, Transient
+from meshforge_trio.permissions import Permissions
 from meshforge_trio.points import Probe, no_probe
 from meshforge_trio.policy import BACKOFF_MAX_S, Disposition, ExitCode, backoff, disposition, worst
 from meshforge_trio.store.port import EventStore
@@ -132,6 +133,7 @@ class Runtime:
                 f"settings name agents that the app does not have: {', '.join(sorted(unknown))}; it has: "
                 + ", ".join(sorted(agent.name for agent in app.agents))
             )
+        permissions = Permissions.of(settings.permissions)
         self.engines = [
             RuntimeEngine(
                 scope,
@@ -139,6 +141,7 @@ class Runtime:
                 store,
                 settings=attrs.evolve(settings.engine, retry=settings.retry_of(scope.agent, adapter.retry)),
                 probe=probe,
+                permissions=permissions,
                 # Each scope has one worker that may claim it at once; the others leave it a moment.
                 first_claim_after_s=0.0 if i % workers == worker else 0.75,
             )

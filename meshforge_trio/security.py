@@ -10,6 +10,7 @@ from typing import Final
 import attrs
 
 from meshforge_trio.envelope import CommandEnvelope, EventEnvelope, SecurityContext
+from meshforge_trio.permissions import EVERYBODY, Permissions
 from meshforge_trio.subjects import DELIVER, SYSTEM_PREFIX, Address, Scope
 
 __all__ = ["Violation", "as_agent", "check"]
@@ -26,8 +27,10 @@ class Violation:
     principal_id: str | None
 
 
-def check(address: Address, envelope: CommandEnvelope | EventEnvelope) -> Violation | None:
-    """Compare what the subject says with what the envelope says, and require a principal."""
+def check(
+    address: Address, envelope: CommandEnvelope | EventEnvelope, permissions: Permissions = EVERYBODY
+) -> Violation | None:
+    """Compare what the subject says with what the envelope says, require a principal, and one that may do this."""
     context = envelope.security_context
     claimed = Scope(envelope.tenant, envelope.workspace, envelope.agent)
     if claimed != address.scope:
@@ -41,8 +44,13 @@ def check(address: Address, envelope: CommandEnvelope | EventEnvelope) -> Violat
         return Violation("bad_principal", "principal_id must be 1 to 256 characters", None)
     if context.on_behalf_of is not None and not 1 <= len(context.on_behalf_of) <= _PRINCIPAL_LENGTH_MAX:
         return Violation("bad_principal", "on_behalf_of must be 1 to 256 characters", _name(context))
-    if isinstance(envelope, CommandEnvelope) and envelope.action.startswith(SYSTEM_PREFIX):
+    if not isinstance(envelope, CommandEnvelope):
+        return None
+    if envelope.action.startswith(SYSTEM_PREFIX):
         return _check_system(envelope.action, claimed, context)
+    if not permissions.allow(context, claimed.agent, verb):
+        who = f"{context.principal_type}:{context.principal_id}"
+        return Violation("forbidden", f"{who} may not send {claimed.agent}.{verb}", _name(context))
     return None
 
 
