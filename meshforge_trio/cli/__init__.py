@@ -38,6 +38,7 @@ _COMMANDS: Final[Mapping[str, str]] = {
     "restore": "keep:restore",
     "verify": "keep:verify",
     "nats": "serve:nats",
+    "nats-config": "accounts:nats_config",
     "schema": "schema:schema",
 }
 

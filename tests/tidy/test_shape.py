@@ -30,7 +30,7 @@ ORDER = (
     ("decisions", "permissions"),
     ("agent", "policy", "security", "broker.port", "store.port"),
     ("config", "crud", "locks", "telemetry", "metrics", "server"),
-    ("intake", "entities", "broker", "store"),
+    ("intake", "entities", "broker", "store", "nats_config"),
     ("waiting", "drafts"),
     ("plan",),
     ("asides", "redrive", "preconditions", "deadlines"),

@@ -1,0 +1,79 @@
+"""`meshforge nats-config`: a configuration of nats-server in which the broker keeps tenants apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from meshforge_trio.cli.options import Common, common_options, print_json
+from meshforge_trio.nats_config import ROLES, ServerPlan, Tls, inbox_prefix, seed_file, write
+from meshforge_trio.policy import ExitCode
+
+__all__ = ["nats_config"]
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.command("nats-config", short_help="Write a nats-server configuration with an account per tenant.")
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--tenant", "tenants", multiple=True, required=True, metavar="NAME", help="May be given several times.")
+@click.option("--listen", default="127.0.0.1:4222", show_default=True, metavar="HOST:PORT")
+@click.option("--store-dir", type=_FILE, metavar="DIR", help="Where the streams lie; default: beside the file.")
+@click.option("--max-file", default=8 << 30, show_default=True, metavar="BYTES", help="Disk for each tenant's streams.")
+@click.option(
+    "--sync-lazy", is_flag=True, help="Acknowledge before the disk has it: faster, and power loss may lose it."
+)
+@click.option("--tls-cert", type=_FILE, metavar="FILE", help="The server's certificate.")
+@click.option("--tls-key", type=_FILE, metavar="FILE", help="Its key.")
+@click.option("--tls-ca", type=_FILE, metavar="FILE", help="Who signs certificates of clients.")
+@click.option("--tls-verify", is_flag=True, help="Clients need a certificate.")
+@click.option("--rotate", multiple=True, metavar="NAME", help="New keys for this tenant.")
+@common_options
+def nats_config(directory: Path, tenants: tuple[str, ...], **given: Any) -> int:
+    """Write DIRECTORY/nats-server.conf, and a seed for each user of each tenant.
+
+    Each tenant has an account with its own JetStream, and three users: runtime, client, operator. Run again it keeps
+    the keys; a tenant that is no longer named is no longer in the file, and its seeds stay.
+    """
+    tls = _tls(given.pop("tls_cert"), given.pop("tls_key"), given.pop("tls_ca"), given.pop("tls_verify"))
+    plan = ServerPlan(
+        tenants,
+        listen=given.pop("listen"),
+        store_dir=given.pop("store_dir") or directory.absolute() / "jetstream",
+        file_bytes=given.pop("max_file"),
+        sync_always=not given.pop("sync_lazy"),
+        tls=tls,
+    )
+    rotate = given.pop("rotate")
+    common = Common.take(given, log_level="warning")
+    path = write(directory, plan, rotate=rotate)
+    users = [
+        {
+            "tenant": tenant,
+            "user": role,
+            "nkey_seed_file": str(seed_file(directory, tenant, role)),
+            "inbox_prefix": inbox_prefix(tenant, role),
+        }
+        for tenant in tenants
+        for role in ROLES
+    ]
+    if common.as_json:
+        print_json({"config": str(path), "users": users})
+        return ExitCode.OK
+    click.echo(f"{path}\n\nnats-server -c {path}\n")
+    for user in users:
+        click.echo(f"{user['tenant']} {user['user']}:")
+        click.echo(f'  nkey_seed_file = "{user["nkey_seed_file"]}"\n  inbox_prefix = "{user["inbox_prefix"]}"')
+    return ExitCode.OK
+
+
+def _tls(cert: Path | None, key: Path | None, ca: Path | None, verify: bool) -> Tls | None:
+    if cert is None and key is None:
+        if ca is not None or verify:
+            raise click.UsageError("--tls-ca and --tls-verify need --tls-cert and --tls-key")
+        return None
+    if cert is None or key is None:
+        raise click.UsageError("--tls-cert and --tls-key go together")
+    return Tls(cert, key, ca, verify)
