@@ -45,6 +45,7 @@ from meshforge_trio.lock_client import HeldLock, LockDenied, LockLost, hold
 from meshforge_trio.outgoing import CommandFields, as_message, named, windows
 from meshforge_trio.policy import backoff
 from meshforge_trio.revise import revise
+from meshforge_trio.signing import Signer
 from meshforge_trio.subjects import (
     COMMANDS,
     EVENTS,
@@ -78,9 +79,16 @@ _RESEND_MAX_S: Final = 30.0
 
 @asynccontextmanager
 async def open_client(
-    server: str | ConnectOptions, *, tenant: str, workspace: str, principal: SecurityContext
+    server: str | ConnectOptions,
+    *,
+    tenant: str,
+    workspace: str,
+    principal: SecurityContext,
+    signer: Signer | None = None,
 ) -> AsyncIterator[MeshClient]:
     """A client of one workspace, with a connection of its own; `server` is a URL or how to dial in full.
+
+    `signer` signs its commands, where they have to be.
 
     Runs the loop of the bridge unless one is running. Nothing it started outlives the block; an exception leaves the
     block as it was raised, in no group.
@@ -98,7 +106,7 @@ async def open_client(
         try:
             uplink = Uplink(options)
             nursery.start_soon(uplink.keep, await connect(options))
-            yield MeshClient(uplink, tenant, workspace, principal)
+            yield MeshClient(uplink, tenant, workspace, principal, signer)
         except Exception as error:
             # Raised below, where no nursery of ours can wrap it. A cancellation is no `Exception` and passes.
             raised = error
@@ -111,11 +119,19 @@ async def open_client(
 class MeshClient:
     """One tenant's workspace as one principal sees it. Made by `open_client`; any number of tasks may share it."""
 
-    def __init__(self, uplink: Uplink, tenant: str, workspace: str, principal: SecurityContext) -> None:
+    def __init__(
+        self,
+        uplink: Uplink,
+        tenant: str,
+        workspace: str,
+        principal: SecurityContext,
+        signer: Signer | None = None,
+    ) -> None:
         self._uplink = uplink
         self._tenant = tenant
         self._workspace = workspace
         self._principal = principal
+        self._signer = signer
         self._answers = Answers()
 
     @property
@@ -174,7 +190,7 @@ class MeshClient:
         """
         done: list[Sent] = []
         with trio.move_on_after(timeout_s):
-            for window in windows(commands):
+            for window in windows(commands, self._signer):
                 acks = await self._store(window)
                 for command, ack in zip(commands[len(done) : len(done) + len(acks)], acks, strict=True):
                     done.append(Sent(command.id, command.idempotency_key, ack.seq, ack.duplicate))
@@ -248,7 +264,7 @@ class MeshClient:
             Conflict, CommandRefused, CommandDead, SecurityViolation: with `raise_for_refusal`.
         """
         command = self.command(agent, action, payload, **fields)
-        message = as_message(command)
+        message = as_message(command, self._signer)
         with self._answers.expect(command, answers) as waiter:
             with trio.move_on_after(timeout_s):
                 await self._ask(waiter, message, resend_s)
@@ -278,7 +294,7 @@ class MeshClient:
                 return
             again = attrs.evolve(waiter.command, id=uuid7())
             self._answers.also(waiter, again.id)
-            message = as_message(again)
+            message = as_message(again, self._signer)
 
     async def _listen(self, wire: Wire, agent: str) -> None:
         """Have the answers of `agent` come here, before anything is asked."""

@@ -23,6 +23,7 @@ import attrs
 from meshforge_trio.errors import Misconfigured
 from meshforge_trio.permissions import parse_rule
 from meshforge_trio.policy import RetryPolicy
+from meshforge_trio.signing import parse_key
 from meshforge_trio.subjects import is_token
 
 __all__ = ["DEFAULT_FILE", "EngineSettings", "LogLevel", "Settings", "load_settings"]
@@ -67,6 +68,11 @@ def _each_between(low: float, high: float) -> Check:
 def _rules(_: Any, _attribute: attrs.Attribute[Any], value: Any) -> None:
     for text in value:
         parse_rule(text)
+
+
+def _signing_keys(_: Any, _attribute: attrs.Attribute[Any], value: Any) -> None:
+    for text in value:
+        parse_key(text)
 
 
 def _workspaces(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -126,6 +132,8 @@ class Settings:
     `workspaces` are `tenant/workspace` pairs; every agent of the app serves each of them.
     `lease_ttl_s` is how long a holder that does not move keeps its scopes; a dead one loses them at once.
     `permissions` are rules as in `permissions.parse_rule`: who may send what to whom.
+    `signing_keys` are lines as in `signing.parse_key`; with any, every command has to be signed by one of them.
+    `signing_seed_file` is the key that this process signs with.
     `principal` is who the commands of the command line come from (the login name unless set).
     `agents` holds what is set for single agents: keys of `RetryPolicy` in `[agents.<name>.retry]`.
     """
@@ -142,6 +150,8 @@ class Settings:
     inbox_prefix: str = "_INBOX"
     principal: str | None = None
     permissions: tuple[str, ...] = attrs.field(default=(), validator=_rules)
+    signing_keys: tuple[str, ...] = attrs.field(default=(), validator=_signing_keys)
+    signing_seed_file: Path | None = None
     lease_ttl_s: float = attrs.field(default=5.0, validator=_between(0.1, 600))
     drain_s: float = attrs.field(default=10.0, validator=_between(0.0, 3600))
     log_level: LogLevel = "info"

@@ -21,10 +21,11 @@ from meshforge_trio.drafts import Drafter
 from meshforge_trio.entities import Cache
 from meshforge_trio.errors import Fenced, Misconfigured
 from meshforge_trio.intake import Incoming, read_delivery
-from meshforge_trio.permissions import EVERYBODY, Permissions
 from meshforge_trio.points import AFTER_LEASE, AFTER_RESET, Probe, no_probe
 from meshforge_trio.recovery import newest_valid_mark, recover
+from meshforge_trio.security import OPEN, Access
 from meshforge_trio.session import Session, body_max
+from meshforge_trio.signing import Signer
 from meshforge_trio.store.port import EventStore, Lease
 from meshforge_trio.subjects import (
     COMMANDS,
@@ -80,7 +81,8 @@ class RuntimeEngine:
         probe: Probe = no_probe,
         clock: Clock | None = None,
         first_claim_after_s: float = 0.0,
-        permissions: Permissions = EVERYBODY,
+        access: Access = OPEN,
+        signer: Signer | None = None,
     ) -> None:
         self.scope = scope
         self._adapter = adapter
@@ -91,7 +93,8 @@ class RuntimeEngine:
         steady = adapter.deadlines and clock is None
         self._clock = SteadyClock() if steady else clock if clock is not None else SystemClock()
         self._first_claim_after_s = first_claim_after_s
-        self._permissions = permissions
+        self._access = access
+        self._signer = signer
         self._last_epoch = -1
         self._suspected = _Suspicion()
         self._stopping = trio.Event()
@@ -211,6 +214,7 @@ class RuntimeEngine:
             cache=Cache(settings.cache_entities),
             next_n=lease.next_n,
             mark=mark,
+            signer=self._signer,
             deadlines=deadlines.Deadlines(self._adapter, self._clock),
             unwritten_mark=mark.n == 0,
         )
@@ -262,9 +266,7 @@ class RuntimeEngine:
                 consumer.pull()
                 deliveries = await consumer.take(self._settings.batch)
                 if deliveries:
-                    await send.send(
-                        [read_delivery(d, self.scope, self._adapter, self._permissions) for d in deliveries]
-                    )
+                    await send.send([read_delivery(d, self.scope, self._adapter, self._access) for d in deliveries])
 
     async def _extend(self, session: Session) -> None:
         """Deliveries in hand are extended until their turn ends, so a redelivery means dead, paused or cut off."""

@@ -21,8 +21,7 @@ from meshforge_trio.envelope import (
     payload_hash,
 )
 from meshforge_trio.errors import Poison
-from meshforge_trio.permissions import EVERYBODY, Permissions
-from meshforge_trio.security import Violation, check
+from meshforge_trio.security import OPEN, Access, Violation, check
 from meshforge_trio.subjects import DELIVER, DISCARD, REDRIVE, SYSTEM_PREFIX, Scope, parse_subject
 
 __all__ = ["OWN_PREFIXES", "Incoming", "event_key", "query_key", "read_delivery"]
@@ -62,14 +61,12 @@ def raw_key(delivery: Delivery) -> tuple[str, bytes]:
     return f"raw:{total.hexdigest()}", total.digest()
 
 
-def read_delivery(
-    delivery: Delivery, scope: Scope, adapter: AgentAdapter[Any], permissions: Permissions = EVERYBODY
-) -> Incoming:
+def read_delivery(delivery: Delivery, scope: Scope, adapter: AgentAdapter[Any], access: Access = OPEN) -> Incoming:
     """Decode and check one delivery. Never raises for what a message contains."""
     try:
         address = parse_subject(delivery.subject)
         if address.kind == "cmd":
-            return _read_command(delivery, adapter, permissions)
+            return _read_command(delivery, adapter, access)
         return _read_event(delivery, adapter)
     except Poison as fault:
         key, digest = raw_key(delivery)
@@ -82,9 +79,10 @@ def read_delivery(
         return Incoming(delivery, key, digest, fault=fault)
 
 
-def _read_command(delivery: Delivery, adapter: AgentAdapter[Any], permissions: Permissions) -> Incoming:
+def _read_command(delivery: Delivery, adapter: AgentAdapter[Any], access: Access) -> Incoming:
     command = decode_command(delivery.body)
-    violation = check(parse_subject(delivery.subject), command, permissions)
+    violation = check(parse_subject(delivery.subject), command, access.permissions)
+    violation = violation or access.prove(delivery, command)
     if violation is not None:
         # Under its own bytes, not under the key it claims: a stranger must not occupy somebody's key.
         key, digest = raw_key(delivery)

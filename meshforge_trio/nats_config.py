@@ -19,7 +19,7 @@ import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import attrs
 import nkeys
@@ -194,10 +194,10 @@ def write(directory: Path, plan: ServerPlan, *, rotate: Sequence[str] = ()) -> P
 def _key(path: Path, *, anew: bool) -> str:
     """The public key of the seed at `path`, which is made if it is not there."""
     if anew or not path.exists():
-        seed = nkeys.encode_seed(secrets.token_bytes(32), nkeys.PREFIX_BYTE_USER)
+        seed = nkeys.encode_seed(secrets.token_bytes(32), nkeys.PREFIX_BYTE_USER)  # type: ignore[no-untyped-call]
         _replace(path, bytes(seed) + b"\n", _SEED_MODE)
     try:
-        pair = nkeys.from_seed(bytearray(path.read_bytes().strip()))
+        pair: Any = nkeys.from_seed(bytearray(path.read_bytes().strip()))  # type: ignore[no-untyped-call]
         public = bytes(pair.public_key).decode()
         pair.wipe()
     except Exception as error:

@@ -9,6 +9,7 @@ from meshforge_trio.broker.port import Message
 from meshforge_trio.envelope import CommandEnvelope, decode_command, encode, traceparent
 from meshforge_trio.errors import Poison
 from meshforge_trio.intake import OWN_PREFIXES
+from meshforge_trio.signing import Signer
 from meshforge_trio.subjects import Scope, command_subject
 
 __all__ = ["CommandFields", "as_message", "named", "windows"]
@@ -35,7 +36,7 @@ def named(command: CommandEnvelope) -> str:
     return f"command {command.id} ({command.agent} {command.action}, key {command.idempotency_key})"
 
 
-def as_message(command: CommandEnvelope) -> Message:
+def as_message(command: CommandEnvelope, signer: Signer | None = None) -> Message:
     """The command as it is published, checked by reading it as the runtime will. Raises `Poison`."""
     scope = Scope.checked(command.tenant, command.workspace, command.agent)
     key = command.idempotency_key
@@ -47,18 +48,19 @@ def as_message(command: CommandEnvelope) -> Message:
         )
     body = encode(command)
     decode_command(body)
-    headers = {}
+    subject = command_subject(scope, command.action)
+    headers = {} if signer is None else dict(signer.headers(subject, body))
     if command.trace_id is not None and command.span_id is not None:
         headers["traceparent"] = traceparent(command.trace_id, command.span_id)
-    return Message(command_subject(scope, command.action), body, command.id, headers)
+    return Message(subject, body, command.id, headers)
 
 
-def windows(commands: Sequence[CommandEnvelope]) -> Iterator[Sequence[Message]]:
+def windows(commands: Sequence[CommandEnvelope], signer: Signer | None = None) -> Iterator[Sequence[Message]]:
     """The messages of `commands`, in pieces that are bounded in number and bytes."""
     window: list[Message] = []
     size = 0
     for command in commands:
-        message = as_message(command)
+        message = as_message(command, signer)
         if window and (len(window) == _WINDOW or size + len(message.body) > _WINDOW_BYTES):
             yield window
             window, size = [], 0

@@ -31,6 +31,8 @@ from meshforge_trio.errors import Fenced, Misconfigured, Poison, SessionLost, Tr
 from meshforge_trio.permissions import Permissions
 from meshforge_trio.points import Probe, no_probe
 from meshforge_trio.policy import BACKOFF_MAX_S, Disposition, ExitCode, backoff, disposition, worst
+from meshforge_trio.security import Access
+from meshforge_trio.signing import KeyRegistry, Signer
 from meshforge_trio.store.port import EventStore
 from meshforge_trio.subjects import Scope
 
@@ -133,7 +135,8 @@ class Runtime:
                 f"settings name agents that the app does not have: {', '.join(sorted(unknown))}; it has: "
                 + ", ".join(sorted(agent.name for agent in app.agents))
             )
-        permissions = Permissions.of(settings.permissions)
+        access = Access(Permissions.of(settings.permissions), KeyRegistry.of(settings.signing_keys))
+        signer = None if settings.signing_seed_file is None else Signer.from_file(settings.signing_seed_file)
         self.engines = [
             RuntimeEngine(
                 scope,
@@ -141,7 +144,8 @@ class Runtime:
                 store,
                 settings=attrs.evolve(settings.engine, retry=settings.retry_of(scope.agent, adapter.retry)),
                 probe=probe,
-                permissions=permissions,
+                access=access,
+                signer=signer,
                 # Each scope has one worker that may claim it at once; the others leave it a moment.
                 first_claim_after_s=0.0 if i % workers == worker else 0.75,
             )

@@ -9,11 +9,13 @@ from typing import Final
 
 import attrs
 
+from meshforge_trio.broker.port import Delivery
 from meshforge_trio.envelope import CommandEnvelope, EventEnvelope, SecurityContext
 from meshforge_trio.permissions import EVERYBODY, Permissions
+from meshforge_trio.signing import KeyRegistry
 from meshforge_trio.subjects import DELIVER, SYSTEM_PREFIX, Address, Scope
 
-__all__ = ["Violation", "as_agent", "check"]
+__all__ = ["OPEN", "Access", "Violation", "as_agent", "check"]
 
 _PRINCIPAL_LENGTH_MAX: Final = 256
 
@@ -25,6 +27,25 @@ class Violation:
     code: str
     reason: str
     principal_id: str | None
+
+
+@attrs.frozen
+class Access:
+    """Who is let in: what principals may do, and the keys by which commands prove theirs."""
+
+    permissions: Permissions = EVERYBODY
+    keys: KeyRegistry = attrs.field(factory=lambda: KeyRegistry(()))
+
+    def prove(self, delivery: Delivery, command: CommandEnvelope) -> Violation | None:
+        """Why a command that passed `check` is not its principal's; `None` if it is, or nothing has to be signed."""
+        context = command.security_context
+        if not self.keys or context is None:
+            return None
+        found = self.keys.objection(delivery.subject, delivery.headers, delivery.body, command.tenant, context)
+        return None if found is None else Violation(*found, _name(context))
+
+
+OPEN: Final = Access()
 
 
 def check(

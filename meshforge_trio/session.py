@@ -29,6 +29,7 @@ from meshforge_trio.errors import Fenced, SessionLost, Stale, Transient
 from meshforge_trio.intake import Incoming
 from meshforge_trio.plan import Plan
 from meshforge_trio.points import AFTER_MARK, BEFORE_MARK, Probe
+from meshforge_trio.signing import Signer
 from meshforge_trio.store.port import Attempt, Commit, EventStore, Head, Lease, Mark, Output, ScopeStore, state_of_heads
 from meshforge_trio.subjects import EVENTS, FAILED
 from meshforge_trio.waiting import Waiting
@@ -59,6 +60,7 @@ class Session:
     next_n: int
     mark: Mark
     deadlines: Deadlines
+    signer: Signer | None = None
     consumers: dict[str, Consumer] = attrs.field(factory=dict)
     unwritten_mark: bool = False
     _publishing: trio.Lock = attrs.field(factory=trio.Lock)
@@ -237,7 +239,7 @@ class Session:
         if left <= 0:
             raise SessionLost(f"{self.scope}: too late to publish what was committed; recovery will look for it")
         acks = await self.broker.publish(
-            [as_message(output) for output in outputs], min(left, self.settings.publish_timeout_s)
+            [self._signed(as_message(output)) for output in outputs], min(left, self.settings.publish_timeout_s)
         )
         for output, ack in zip(outputs, acks, strict=True):
             if ack.error:
@@ -298,9 +300,16 @@ class Session:
         """
         async with self._publishing:
             self.check_lease()
-            for ack in await self.broker.publish(messages, self.settings.publish_timeout_s):
+            signed = [self._signed(message) for message in messages]
+            for ack in await self.broker.publish(signed, self.settings.publish_timeout_s):
                 if ack.error:
                     raise SessionLost(f"{self.scope}: the broker refused a command: {ack.error} ({ack.error_code})")
+
+    def _signed(self, message: Message) -> Message:
+        """Commands of this process prove that they are its agents', where the others have to be signed."""
+        if self.signer is None or not message.subject.startswith("cmd."):
+            return message
+        return attrs.evolve(message, headers={**message.headers, **self.signer.headers(message.subject, message.body)})
 
     # -- settle ------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from meshforge_trio.answers import Sent
 from meshforge_trio.broker.bridge import ConnectOptions
 from meshforge_trio.client import CommandFields, MeshClient, open_client
 from meshforge_trio.envelope import EventEnvelope, JsonObject, SecurityContext
+from meshforge_trio.signing import Signer
 
 __all__ = ["SyncMeshClient"]
 
@@ -32,9 +33,17 @@ class SyncMeshClient:
     """
 
     def __init__(
-        self, server: str | ConnectOptions, *, tenant: str, workspace: str, principal: SecurityContext
+        self,
+        server: str | ConnectOptions,
+        *,
+        tenant: str,
+        workspace: str,
+        principal: SecurityContext,
+        signer: Signer | None = None,
     ) -> None:
-        self._open = partial(open_client, server, tenant=tenant, workspace=workspace, principal=principal)
+        self._open = partial(
+            open_client, server, tenant=tenant, workspace=workspace, principal=principal, signer=signer
+        )
         # A daemon, so that a script which never gets to close it can still end.
         self._thread = threading.Thread(target=self._run, name="meshforge-client", daemon=True)
         self._everything = trio.CancelScope()

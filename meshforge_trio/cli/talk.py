@@ -29,6 +29,7 @@ from meshforge_trio.envelope import EventEnvelope, JsonObject, SecurityContext, 
 from meshforge_trio.errors import Misconfigured, Poison
 from meshforge_trio.launch import connect_options
 from meshforge_trio.policy import ExitCode, worst
+from meshforge_trio.signing import Signer
 
 __all__ = ["call", "send", "tail"]
 
@@ -182,13 +183,17 @@ def _with_client(
 ) -> int:
     """Talk over a client's connection, then tell what came of it; the exit code."""
     tenant, workspace = common.workspace
+    seed = common.settings.signing_seed_file
+    signer = None if seed is None else Signer.from_file(seed)
     results: list[T] = []
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_on_signal, nursery.cancel_scope)
             options = connect_options(common.settings)
-            async with open_client(options, tenant=tenant, workspace=workspace, principal=principal) as client:
+            async with open_client(
+                options, tenant=tenant, workspace=workspace, principal=principal, signer=signer
+            ) as client:
                 results.append(await talk(client))
             nursery.cancel_scope.cancel()
 

@@ -27,7 +27,7 @@ ORDER = (
     ("errors", "points", "ids"),
     ("subjects",),
     ("envelope", "clock"),
-    ("decisions", "permissions"),
+    ("decisions", "permissions", "signing"),
     ("agent", "policy", "security", "broker.port", "store.port"),
     ("config", "crud", "locks", "telemetry", "metrics", "server"),
     ("intake", "entities", "broker", "store", "nats_config"),

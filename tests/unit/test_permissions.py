@@ -14,7 +14,7 @@ from meshforge_trio.envelope import PrincipalType, SecurityContext, encode
 from meshforge_trio.errors import Misconfigured
 from meshforge_trio.intake import Incoming, read_delivery
 from meshforge_trio.permissions import EVERYBODY, Permissions, Rule, parse_rule
-from meshforge_trio.security import Violation
+from meshforge_trio.security import Access, Violation
 
 RULES = [
     "allow user:* -> order.*",
@@ -105,7 +105,7 @@ def test_what_no_rule_speaks_of_is_forbidden(kind: PrincipalType, who: str, agen
 
 def read(action: str, who: SecurityContext, *rules: str) -> Incoming:
     order = command(1, action, security_context=who)
-    return read_delivery(delivery(f"cmd.t.w.counter.{action}", encode(order)), SCOPE, counter(), Permissions.of(rules))
+    return read_delivery(delivery(f"cmd.t.w.counter.{action}", encode(order)), SCOPE, counter(), Access(Permissions.of(rules)))
 
 
 def test_what_is_forbidden_is_a_violation_that_names_who_and_what() -> None:
