@@ -105,7 +105,9 @@ def test_what_no_rule_speaks_of_is_forbidden(kind: PrincipalType, who: str, agen
 
 def read(action: str, who: SecurityContext, *rules: str) -> Incoming:
     order = command(1, action, security_context=who)
-    return read_delivery(delivery(f"cmd.t.w.counter.{action}", encode(order)), SCOPE, counter(), Access(Permissions.of(rules)))
+    return read_delivery(
+        delivery(f"cmd.t.w.counter.{action}", encode(order)), SCOPE, counter(), Access(Permissions.of(rules))
+    )
 
 
 def test_what_is_forbidden_is_a_violation_that_names_who_and_what() -> None:
