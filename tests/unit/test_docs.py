@@ -103,7 +103,7 @@ def test_every_make_target_that_is_named_exists(path: Path) -> None:
 def test_every_subcommand_and_option_that_is_named_exists(path: Path) -> None:
     assert isinstance(cli, click.Group)
     context = click.Context(cli)
-    for name, rest in re.findall(r"(?:`|^|\$ )meshforge ([a-z]+)([^`\n]*)", path.read_text(), re.MULTILINE):
+    for name, rest in re.findall(r"(?:`|^|\$ )meshforge ([a-z-]+)([^`\n]*)", path.read_text(), re.MULTILINE):
         command = cli.get_command(context, name)
         assert command is not None, f"meshforge {name}"
         known = {option for parameter in command.params for option in parameter.opts}
