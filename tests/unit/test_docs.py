@@ -103,9 +103,12 @@ def test_every_make_target_that_is_named_exists(path: Path) -> None:
 def test_every_subcommand_and_option_that_is_named_exists(path: Path) -> None:
     assert isinstance(cli, click.Group)
     context = click.Context(cli)
-    for name, rest in re.findall(r"(?:`|^|\$ )meshforge ([a-z]+)([^`\n]*)", path.read_text(), re.MULTILINE):
+    for name, rest in re.findall(r"(?:`|^|\$ )meshforge ([a-z-]+)([^`\n]*)", path.read_text(), re.MULTILINE):
         command = cli.get_command(context, name)
         assert command is not None, f"meshforge {name}"
+        if isinstance(command, click.Group) and (inner := re.match(r" ([a-z]+)", rest)):
+            command = command.get_command(context, inner[1])
+            assert command is not None, f"meshforge {name}{rest}"
         known = {option for parameter in command.params for option in parameter.opts}
         assert set(re.findall(r"(?<!\S)--[a-z-]+", rest)) <= known, f"meshforge {name}{rest}"
 
