@@ -120,6 +120,7 @@ class Settings:
     `workspaces` are `tenant/workspace` pairs; every agent of the app serves each of them.
     `lease_ttl_s` is how long a holder that does not move keeps its scopes; a dead one loses them at once.
     `principal` is who the commands of the command line come from (the login name unless set).
+    `health_port` is where the health endpoint listens on `health_host`, 0 for none; worker N adds N.
     `agents` holds what is set for single agents: keys of `RetryPolicy` in `[agents.<name>.retry]`.
     """
 
@@ -136,6 +137,8 @@ class Settings:
     principal: str | None = None
     lease_ttl_s: float = attrs.field(default=5.0, validator=_between(0.1, 600))
     drain_s: float = attrs.field(default=10.0, validator=_between(0.0, 3600))
+    health_port: int = attrs.field(default=0, validator=_between(0, 65_535))
+    health_host: Literal["127.0.0.1", "::1"] = "127.0.0.1"
     log_level: LogLevel = "info"
     log_json: bool = False
     engine: EngineSettings = attrs.field(factory=EngineSettings)
