@@ -35,13 +35,14 @@ ORDER = (
     ("asides", "redrive"),
     ("decide",),
     ("session", "protocol"),
+    ("comparison",),
     ("recovery",),
     ("engine",),
     ("health", "doctor"),
     ("health_server", "backup", "verify"),
     ("runtime", "replay", "uplink", "answers", "feed"),
     ("client", "launch", "sync_client"),
-    ("workers", "reconcile", "dead_letters", "stranded"),
+    ("workers", "takeover", "reconcile", "dead_letters", "stranded"),
     ("cli", "__main__"),
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

@@ -38,8 +38,8 @@ MUTANTS: Final[Sequence[Mutant]] = (
         grounds.killed_after_store,
         Edit(
             "meshforge_trio.recovery",
-            "    while page := await session.rows.outputs_after(session.mark.n, _PAGE):\n        present",
-            "    for page in ():\n        present",
+            "    while page := await session.rows.outputs_after(n, _PAGE):\n        missing",
+            "    for page in ():\n        missing",
         ),
     ),
     mutant(
@@ -51,7 +51,7 @@ MUTANTS: Final[Sequence[Mutant]] = (
         Edit(_ENGINE, "        self._last_epoch = -1\n", "        self._last_epoch = -1\n        self._fresh = True\n"),
         Edit(
             _ENGINE,
-            "            await recover(session)\n",
+            "            self.metrics.republished += await recover(session)\n",
             "            if self._fresh:\n                await recover(session)\n            self._fresh = False\n",
         ),
     ),
