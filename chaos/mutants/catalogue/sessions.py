@@ -48,11 +48,19 @@ MUTANTS: Final[Sequence[Mutant]] = (
         "G4",
         "Recovers when the process starts and never again: a server that goes back in time under it is not noticed.",
         grounds.copied_and_rolled_back,
-        Edit(_ENGINE, "        self._last_epoch = -1\n", "        self._last_epoch = -1\n        self._fresh = True\n"),
         Edit(
-            _ENGINE,
-            "            self.metrics.republished += await recover(session)\n",
-            "            if self._fresh:\n                await recover(session)\n            self._fresh = False\n",
+            "meshforge_trio.recovery",
+            "_PAGE: Final = 256\n",
+            "_PAGE: Final = 256\n_served: Final[set[Scope]] = set()\n",
+        ),
+        Edit(
+            "meshforge_trio.recovery",
+            "    at(BEFORE_RECOVERY)\n",
+            "    at(BEFORE_RECOVERY)\n"
+            "    if scope in _served:\n"
+            "        at(AFTER_RECOVERY)\n"
+            "        return 0\n"
+            "    _served.add(scope)\n",
         ),
     ),
     mutant(
