@@ -30,16 +30,12 @@ __all__ = ["VERSION", "certificate", "certificate_text", "code_hash"]
 #: Of the JSON form.
 VERSION: Final = 1
 #: What these runs stand for, and what they do not.
-CRASH_CLASS: Final = (
-    "process crash (SIGKILL at a named point), pause (SIGSTOP), full disk, I/O error, locked, deleted and replaced store, "
-    "crash, restart, pause, rollback, damaged files and full disk of the broker, loss of frames and connections; not power "
-    "loss: what the kernel had taken survived"
+_WITHOUT_POWER_LOSS: Final = (
+    "process crash (SIGKILL at a named point), pause (SIGSTOP), full disk, I/O error, locked, deleted and replaced "
+    "store, crash, restart, pause, rollback, damaged files and full disk of the broker, loss of frames and connections"
 )
-_WITH_POWER_LOSS: Final = (
-    "process crash (SIGKILL at a named point), pause (SIGSTOP), full disk, I/O error, locked, deleted and replaced store, "
-    "crash, restart, pause, rollback, damaged files and full disk of the broker, loss of frames and connections; power "
-    "loss of the store's machine, by its crash images"
-)
+CRASH_CLASS: Final = f"{_WITHOUT_POWER_LOSS}; not power loss: what the kernel had taken survived"
+_WITH_POWER_LOSS: Final = f"{_WITHOUT_POWER_LOSS}; power loss of the store's machine, by its crash images"
 #: Promises that an image broke and that are told, of each seed.
 _BROKEN_MAX: Final = 3
 _GIT_S: Final = 10.0
