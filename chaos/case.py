@@ -25,7 +25,7 @@ import orjson
 import trio
 
 from chaos.checkers import Checker
-from chaos.director import Director
+from chaos.director import Director, needs_director
 from chaos.evidence import Sent, save_image
 from chaos.faults.proxy import open_proxy
 from chaos.history import VERSION, History
@@ -155,7 +155,7 @@ async def play(case: Case, server: PrivateServer, zygote: Zygote, home: Path) ->
             run = _Run(case, world, observer, history)
             run.director = Director(world, server, observer, history, run.resend)
             async with trio.open_nursery() as nursery:
-                if any(rule.actor in ("nats", "client") or rule.action == "stop" for rule in case.plan.rules):
+                if needs_director(case.plan):
                     nursery.start_soon(run.director.direct)
                 await run.to_the_end()
                 nursery.cancel_scope.cancel()
@@ -292,6 +292,7 @@ class _Run:
 
     async def _image(self, *, final: bool) -> None:
         self._images += 1
+        self.director.put_back()
         with trio.fail_after(self._case.deadline_s):
             # In this order: a connection that ended with the server may not be known to have.
             await self._observer.caught_up()

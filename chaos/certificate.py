@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -30,10 +30,14 @@ __all__ = ["VERSION", "certificate", "certificate_text", "code_hash"]
 #: Of the JSON form.
 VERSION: Final = 1
 #: What these runs stand for, and what they do not.
-CRASH_CLASS: Final = (
-    "process crash (SIGKILL at a named point), pause (SIGSTOP), full disk, crash, restart, pause and rollback of the "
-    "broker, loss of frames and connections; not power loss: what the kernel had taken survived"
+_WITHOUT_POWER_LOSS: Final = (
+    "process crash (SIGKILL at a named point), pause (SIGSTOP), full disk, I/O error, locked, deleted and replaced "
+    "store, crash, restart, pause, rollback, damaged files and full disk of the broker, loss of frames and connections"
 )
+CRASH_CLASS: Final = f"{_WITHOUT_POWER_LOSS}; not power loss: what the kernel had taken survived"
+_WITH_POWER_LOSS: Final = f"{_WITHOUT_POWER_LOSS}; power loss of the store's machine, by its crash images"
+#: Promises that an image broke and that are told, of each seed.
+_BROKEN_MAX: Final = 3
 _GIT_S: Final = 10.0
 
 
@@ -44,7 +48,7 @@ def certificate(gate: Gate) -> Mapping[str, Any]:
         "verdict": gate.status.value,
         "reasons": list(gate.reasons),
         "profile": gate.profile.name,
-        "crash_class": CRASH_CLASS,
+        "crash_class": _WITH_POWER_LOSS if gate.power else CRASH_CLASS,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(gate.seconds, 1),
         "seeds": list(gate.profile.seeds),
@@ -60,6 +64,7 @@ def certificate(gate: Gate) -> Mapping[str, Any]:
         "guarantees": gate.tally.to_json()["guarantees"],
         "stages": [_stage(stage) for stage in gate.stages],
         "mutants": [_mutant(detection) for detection in gate.detections],
+        "power": [{"seed": seed, **result.to_json()} for seed, result in gate.power.items()],
         "violations": [_violation(violation) for violation in gate.violations],
         "code": {
             "meshforge_trio": code_hash(Path(meshforge_trio.__file__).parent),
@@ -168,12 +173,23 @@ def _head(told: Mapping[str, Any]) -> Iterator[str]:
     yield f"kills         {told['kills']}, at least {told['kills_min']}; each has its receipt: an end by signal 9"
     yield f"coverage      {coverage['reached']} of {coverage['wanted']} actions at places"
     yield f"planted bugs  {caught} of {len(told['mutants'])} caught"
+    yield from _power(told["power"])
     yield f"crash class   {told['crash_class']}"
     yield f"code          meshforge_trio {code['meshforge_trio']}"
     yield f"              chaos          {code['chaos']}"
     yield f"              catalogue      {code['catalogue']}"
     yield f"              commit         {code['commit'] or 'none'}"
     yield f"versions      {', '.join(f'{name} {found}' for name, found in told['versions'].items())}"
+
+
+def _power(told: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """How many crash images there were, and what broke first in them."""
+    if told:
+        distinct, bad, promises = (sum(result[field] for result in told) for field in ("distinct", "bad", "promises"))
+        yield f"power loss    {distinct} crash images, {bad} bad; {promises} promises to keep"
+    for result in told:
+        for broken in result["broken"][:_BROKEN_MAX]:
+            yield f"              {broken['guarantee']} broken, seed {result['seed']}: {broken['what']}"
 
 
 def _counted(runs: Mapping[str, int]) -> str:

@@ -5,6 +5,7 @@
     scenarios     every script of the project
     cells         each action at each place that nothing of the above has reached
     mutants       planted bugs, each to be caught by the guarantee it names
+    power loss    every crash image of what a run does to its disk
 
 It fails closed. A guarantee that fell, or a bug that was not caught, is a violation. Too few kills, a place that was
 never reached without a reason, a run or a mutant that could not be judged: then nothing is shown, and that is
@@ -27,6 +28,8 @@ from chaos.lab import Lab, Outcome
 from chaos.mutants.detect import Detection, run_catalogue
 from chaos.mutants.mutant import Mutant
 from chaos.plan import ALLOWED
+from chaos.power.check import check_seeds
+from chaos.power.result import PowerResult
 from chaos.scenario import Scenario, Search
 from chaos.shrink import Violation, smallest
 from chaos.sweep import Fixed, Pairs, Sweep
@@ -41,7 +44,9 @@ _ABREAST: Final = 3
 _SHRUNK_MAX: Final = 3
 _KEPT_MAX: Final = 30
 #: How long what needs a time lasts, in seconds.
-_SECONDS: Final[Mapping[str, float]] = {"full": 0.3, "pause": 0.3}
+_SECONDS: Final[Mapping[str, float]] = {"full": 0.3, "pause": 0.3, "lock": 0.3, "limit": 0.3}
+#: What damages the broker's files: there must be events in them, and marks that speak of some which are left.
+_DAMAGES: Final = frozenset({"truncate", "flip", "rot"})
 _ALONE: Final = (Point.BEFORE_ATTEMPT, Point.IN_ATTEMPT)
 
 
@@ -89,7 +94,7 @@ class Target:
 
     `filler` is the scenario in which what nothing else has reached is tried; without one it is `base`.
     `regressions` are plans for `base`; `unreached` gives reasons for points that it never gets to. `kills_min`
-    overrules the profile's.
+    overrules the profile's. `power` makes the case of a seed whose disk is recorded, for the images of a power loss.
     """
 
     base: Scenario
@@ -101,6 +106,7 @@ class Target:
     regressions: Sequence[str] = ()
     unreached: Mapping[str, str] = attrs.field(factory=dict)
     kills_min: int | None = None
+    power: Callable[[int], Case] | None = None
 
 
 @attrs.define
@@ -119,12 +125,16 @@ class Stage:
 
 @attrs.define
 class Gate:
-    """What came of everything. `reasons` say why it shows less than it should; `excused` why cells were not reached."""
+    """What came of everything. `reasons` say why it shows less than it should; `excused` why cells were not reached.
+
+    `power` is what came of the crash images of each seed.
+    """
 
     profile: Profile
     target: Target
     stages: list[Stage] = attrs.field(factory=list)
     detections: Sequence[Detection] = ()
+    power: dict[int, PowerResult] = attrs.field(factory=dict)
     violations: list[Violation] = attrs.field(factory=list)
     tally: Tally = attrs.field(factory=Tally)
     excused: Mapping[Cell, str] = attrs.field(factory=dict)
@@ -135,11 +145,11 @@ class Gate:
     def wanted(self) -> Sequence[Cell]:
         """The cells that must be reached.
 
-        A rollback behind what an agent's marks speak of is refused, and rightly; where that is, only a known workload
-        tells, so somebody else's is spared.
+        A broker that lost all that an agent's marks speak of is refused, and rightly; where that is, only a known
+        workload tells, so somebody else's is spared.
         """
         found = cells(*self.profile.actors)
-        return [cell for cell in found if self.target.strict or cell.action != "rollback"]
+        return [cell for cell in found if self.target.strict or cell.action not in {"rollback", *_DAMAGES}]
 
     @property
     def missing(self) -> Sequence[Cell]:
@@ -155,7 +165,8 @@ class Gate:
     def status(self) -> Status:
         """The verdict on all of it."""
         survived = any(judged(detection) is Status.VIOLATION for detection in self.detections)
-        if survived or any(stage.tally.status is Status.VIOLATION for stage in self.stages):
+        lost = any(result.status is Status.VIOLATION for result in self.power.values())
+        if lost or survived or any(stage.tally.status is Status.VIOLATION for stage in self.stages):
             return Status.VIOLATION
         return Status.INCONCLUSIVE if self.reasons else Status.PASS
 
@@ -188,8 +199,10 @@ async def run_gate(target: Target, profile: Profile, lab: Lab, watch: Watch) -> 
     await _run_stages(gate, list(_regressions(target)), lab, watch)
     await _run_stages(gate, [*_sweeps(target, profile), *_scripts(target, profile)], lab, watch)
     await _run_stages(gate, list(_left_over(gate)), lab, watch)
-    watch.stage(f"{len(target.mutants)} planted bugs")
-    gate.detections = await run_catalogue(target.mutants, lab, watch.caught)
+    watch.stage(f"{len(target.mutants)} planted bugs" + (", and power loss after every write" if target.power else ""))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(check_seeds, target.power, profile.seeds, gate.power)
+        gate.detections = await run_catalogue(target.mutants, lab, watch.caught)
     for detection in gate.detections:
         if detection.proven:
             discard(detection.outcome)
@@ -317,6 +330,8 @@ def _ground(cell: Cell) -> tuple[Sequence[str], int, int]:
     """What must happen before, and then at which worker's which hit."""
     # A first worker has nothing to recover and nobody to suspect.
     which = 1 if cell.place in _ALONE else 0 if cell.place in RECOVERY else None
+    if cell.action in _DAMAGES:
+        return ([], 1, 5) if which is None else (["worker#1:after_ack@5=kill"], 2, 1)
     if cell.action != "rollback":
         return ([], 1, 1) if which is None else ([FIRST_DEATHS[which]], 2, 1)
     # A server that has lost everything that marks speak of is refused, so one has to be written before the copy.
@@ -358,6 +373,8 @@ def _reasons(gate: Gate) -> Iterator[str]:
     for detection in gate.detections:
         if judged(detection) is Status.INCONCLUSIVE:
             yield f"planted bug not judged: {str(detection).split(chr(10), 1)[0]}"
+    for seed, result in gate.power.items():
+        yield from (f"power loss, seed {seed}: {reason}".split("\n", 1)[0] for reason in result.reasons)
     if not gate.detections:
         yield "no bug was planted, so nothing shows that one would be caught"
 

@@ -22,7 +22,7 @@ _TEXT_MAX: Final = 20_000
 _OUTCOMES_MAX: Final = 5
 #: What XML 1.0 has no way to write.
 _UNWRITABLE: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_SUITES: Final = ("regression", "sweep", "scenario", "mutant", "gate")
+_SUITES: Final = ("regression", "sweep", "scenario", "mutant", "power", "gate")
 
 
 @attrs.frozen
@@ -38,7 +38,7 @@ class _TestCase:
 
 def junit_xml(gate: Gate) -> bytes:
     """The whole result."""
-    found = [*map(_of_stage, gate.stages), *map(_of_mutant, gate.detections), *_of_gate(gate)]
+    found = [*map(_of_stage, gate.stages), *map(_of_mutant, gate.detections), *_of_power(gate), *_of_gate(gate)]
     root = ElementTree.Element("testsuites", _counts("meshforge-chaos", found))
     for suite in _SUITES:
         own = [each for each in found if each.suite == suite]
@@ -50,6 +50,15 @@ def junit_xml(gate: Gate) -> bytes:
     ElementTree.indent(root)
     written: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
     return written + b"\n"
+
+
+def _of_power(gate: Gate) -> Iterator[_TestCase]:
+    """The crash images of each recording."""
+    for seed, result in gate.power.items():
+        properties = {"seed": str(seed), "images": str(result.distinct), "fell": ", ".join(result.fell)}
+        text = "\n".join(map(str, result.broken[:_OUTCOMES_MAX])) or "\n".join(result.reasons)
+        name = f"power loss, seed {seed}"
+        yield _TestCase("power", name, result.seconds, result.status, properties, result.summary(), text)
 
 
 def _counts(name: str, found: Sequence[_TestCase]) -> dict[str, str]:

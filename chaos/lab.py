@@ -33,6 +33,8 @@ __all__ = ["Lab", "Outcome", "open_lab"]
 _ELSEWHERE: Final = ((101, "Pacific/Kiritimati"), (202, "Etc/GMT+12"))
 #: Of a case's own deadline; past it something of the harness hangs.
 _PATIENCE: Final = 6
+#: Far more than any run stores, and little enough to be filled by a fault in no time.
+_SERVER_BYTES: Final = 96 << 20
 
 
 @attrs.frozen
@@ -142,7 +144,7 @@ class Lab:
         """In place of one in which a run that failed may have left something: the next run starts it."""
         server.kill()
         server.stop()
-        fresh = PrivateServer(scratch=scratch_directory())
+        fresh = _new_server()
         self._servers[self._servers.index(server)] = fresh
         return fresh
 
@@ -250,6 +252,10 @@ def _logs(home: Path) -> str:
     )
 
 
+def _new_server() -> PrivateServer:
+    return PrivateServer(scratch=scratch_directory(), max_file_store=_SERVER_BYTES)
+
+
 @asynccontextmanager
 async def open_lab(parallel: int = 1, reports: Path | None = None, *, keep: bool = False) -> AsyncIterator[Lab]:
     """Start `parallel` nats-servers and what else cases need; all of it is gone at the end.
@@ -259,7 +265,7 @@ async def open_lab(parallel: int = 1, reports: Path | None = None, *, keep: bool
     Raises:
         Misconfigured: a nats-server cannot be found or started.
     """
-    servers = [PrivateServer(scratch=scratch_directory()) for _ in range(parallel)]
+    servers = [_new_server() for _ in range(parallel)]
     try:
         for server in servers:
             server.start()

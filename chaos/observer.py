@@ -28,6 +28,8 @@ __all__ = ["Observer", "open_observer"]
 
 _POLL_S: Final = 0.02
 _ROUND_TRIP_S: Final = 5.0
+#: What the server says when it may store no more. It is asked again, as after no answer.
+_NO_ROOM: Final = 10023
 _T = TypeVar("_T")
 
 
@@ -146,6 +148,9 @@ class Observer:
             except SessionLost as error:
                 for each in sent:
                     self._write("unknown", id=each.command.id, reason=str(error))
+                continue
+            if any(ack.error_code == _NO_ROOM for ack in acks):
+                await trio.sleep(_POLL_S)
                 continue
             for each, ack in zip(sent, acks, strict=True):
                 if ack.error:

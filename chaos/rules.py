@@ -10,6 +10,7 @@ from typing import Final, Literal
 import attrs
 
 from meshforge_trio.points import Point
+from meshforge_trio.policy import ExitCode
 
 __all__ = [
     "ALLOWED",
@@ -21,6 +22,7 @@ __all__ = [
     "Kind",
     "Plan",
     "Rule",
+    "exit_of",
     "flaws",
     "kill_at",
     "kinds_at",
@@ -48,6 +50,14 @@ _BEFORE_COMMIT: Final[Sequence[str]] = (
     "before_dead_letter",
 )
 _LOCKED: Final = "a process that is stopped inside a transaction keeps the database locked"
+_NO_COMMIT: Final = "no transaction follows"
+# Where a worker meets what happened to its store's file: at the begin of a session, of a turn, and when idle.
+_NEXT_COMMIT: Final[Sequence[str]] = ("after_lease", "before_store", "before_mark")
+# Where a damaged stream makes a difference: not compared yet, behind the store, and as far as the store.
+_COMPARED: Final[Sequence[str]] = ("after_lease", "before_store", "after_store", "after_ack")
+# Where the next thing that a worker asks of the server has to be written.
+_BEFORE_PUBLISH: Final[Sequence[str]] = ("after_lease", "before_store", "after_store", "in_publish")
+_ELSEWHERE_THE_SAME: Final = "it is found where the worker looks next, which these places stand for"
 
 #: What the proxy can count: the frames of NATS that the protocol lives by.
 FRAMES: Final[Mapping[str, str]] = {
@@ -65,13 +75,29 @@ FRAMES: Final[Mapping[str, str]] = {
 class Kind:
     """A kind of action: what it does, where it may stand, and whether a time in seconds stands with it.
 
-    `limit` says why it may not stand elsewhere.
+    `limit` says why it may not stand elsewhere. `exit` is the exit code with which the worker must then end by itself.
     """
 
     means: str
     seconds: Literal["may", "must", "never"] = "never"
     places: Sequence[str] = _ANYWHERE
     limit: str = ""
+    exit: int | None = None
+
+
+def _io_error(what: str, places: Sequence[str] = _BEFORE_COMMIT) -> Kind:
+    means = f"from here on every {what} of this worker's store fails; it ends by itself, its successor has a good disk"
+    return Kind(means, "never", places, _NO_COMMIT, exit=ExitCode.STORE_BROKEN)
+
+
+def _lost_file(how: str) -> Kind:
+    means = f"the store's file is {how} under the worker, which ends by itself; what was there is put back after that"
+    return Kind(means, "never", _NEXT_COMMIT, _ELSEWHERE_THE_SAME, exit=ExitCode.STORE_BROKEN)
+
+
+def _damage(what: str) -> Kind:
+    means = f"{what} of the event and dead-letter streams, whose content the store has; start it again"
+    return Kind(means, "never", _COMPARED, _ELSEWHERE_THE_SAME)
 
 
 #: Who may do what: actor, action, and what is known of it. `meshforge-chaos points` prints this.
@@ -88,8 +114,20 @@ ALLOWED: Final[Mapping[str, Mapping[str, Kind]]] = {
             "no space for this worker's store from here on, until the seconds are over",
             "must",
             _BEFORE_COMMIT,
-            "no transaction follows",
+            _NO_COMMIT,
         ),
+        # Inside a transaction everything has been read.
+        "eio_read": _io_error("read", [place for place in _BEFORE_COMMIT if place != Point.IN_STORE]),
+        "eio_write": _io_error("write"),
+        "eio_sync": _io_error("fsync"),
+        "lock": Kind(
+            "another program holds the write lock of the store for the seconds",
+            "must",
+            _NEXT_COMMIT,
+            _ELSEWHERE_THE_SAME,
+        ),
+        "unlink": _lost_file("deleted"),
+        "replace": _lost_file("replaced by an empty one"),
     },
     "nats": {
         "kill": Kind("SIGKILL the server, start it again, with seconds that much later", "may", _UNLOCKED, _LOCKED),
@@ -97,6 +135,21 @@ ALLOWED: Final[Mapping[str, Mapping[str, Kind]]] = {
         "pause": Kind("SIGSTOP the server, SIGCONT after the seconds", "must", _UNLOCKED, _LOCKED),
         "copy": Kind("take a copy of the server's store directory", "never", _UNLOCKED, _LOCKED),
         "rollback": Kind("SIGKILL the server, put the last copy back, start it again", "never", _UNLOCKED, _LOCKED),
+        "truncate": _damage("SIGKILL the server, cut the end off the newest block"),
+        "flip": _damage("SIGKILL the server, flip a bit in the middle of the newest block"),
+        "rot": _damage("end the server in good order, so that it trusts its index, flip a bit in the newest block"),
+        "full": Kind(
+            "no write of the server to its disk succeeds; after the seconds SIGKILL, and a start on a disk with space",
+            "must",
+            _BEFORE_PUBLISH,
+            _ELSEWHERE_THE_SAME,
+        ),
+        "limit": Kind(
+            "another stream takes all that the server may store, for the seconds: publishes are refused",
+            "must",
+            _BEFORE_PUBLISH,
+            _ELSEWHERE_THE_SAME,
+        ),
     },
     "client": {
         "resend": Kind("send every command so far again, new ids, the same keys", "never", _UNLOCKED, _LOCKED),
@@ -108,6 +161,12 @@ ALLOWED: Final[Mapping[str, Mapping[str, Kind]]] = {
         "blackhole": Kind("lose this and all that follows, both ways; the connection stays open", places=tuple(FRAMES)),
     },
 }
+
+#: What a worker does not survive.
+_ENDINGS: Final[Sequence[str]] = (
+    "kill",
+    *(action for action, kind in ALLOWED["worker"].items() if kind.exit is not None),
+)
 
 
 def _rounded(seconds: float | None) -> float | None:
@@ -267,7 +326,7 @@ def _wrong_seconds(rule: Rule, kind: Kind) -> Iterator[str]:
 def _in_vain(rules: Sequence[Rule], mortal: bool) -> Iterator[Flaw]:
     """Which rules can never fire beside the others."""
     own = [rule for rule in rules if rule.actor == "worker"]
-    ended = {rule.number for rule in own if rule.action == "kill" or (rule.action, rule.seconds) == ("stop", None)}
+    ended = {rule.number for rule in own if _ends(rule)}
     kills: dict[tuple[int, str], Rule] = {}
     for rule in own:
         place = rule.number, rule.place
@@ -290,8 +349,18 @@ def _in_vain(rules: Sequence[Rule], mortal: bool) -> Iterator[Flaw]:
             yield Flaw(index, "nth", f"worker#{rule.number} is dead by then of {kill}, so this can never fire")
         alive = next((number for number in range(1, rule.number) if number not in ended), None)
         if alive is not None and not mortal:
-            reason = f"no rule ends worker#{alive} (kill) or replaces it (stop without seconds)"
+            reason = f"no rule ends worker#{alive} ({', '.join(_ENDINGS)}) or replaces it (stop without seconds)"
             yield Flaw(index, "worker", f"{reason}, so worker#{rule.number} is never started")
+
+
+def _ends(rule: Rule) -> bool:
+    return rule.action in _ENDINGS or (rule.action, rule.seconds) == ("stop", None)
+
+
+def exit_of(rule: Rule) -> int | None:
+    """The exit code with which the worker of `rule` must end by itself; `None` if it need not."""
+    kind = ALLOWED[rule.actor].get(rule.action) if rule.actor in ALLOWED else None
+    return None if kind is None else kind.exit
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:

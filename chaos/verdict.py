@@ -18,7 +18,7 @@ import orjson
 from chaos.checkers import Checker, Judgement, judge
 from chaos.evidence import Evidence, ImageError, Sent, load_image
 from chaos.history import HistoryError, Record, read_history
-from chaos.plan import Plan, PlanError, parse_plan
+from chaos.plan import Plan, PlanError, exit_of, parse_plan
 from meshforge_trio.envelope import decode_command
 from meshforge_trio.errors import Poison
 from meshforge_trio.subjects import Scope
@@ -256,6 +256,7 @@ def _against(
     for receipt in receipts:
         if receipt.status != _KILLED:
             yield f"{receipt.rule} fired, and the process ended with {receipt.status} instead of signal 9"
+    yield from _survived(run, receipts)
     finals = [each.judgement for each in judgements if each.final]
     if not finals:
         yield "there is no image of the end"
@@ -276,6 +277,23 @@ def _against(
     yield from _unplanned_ends(run, receipts)
 
 
+def _survived(run: Run, receipts: Sequence[Receipt]) -> Iterator[str]:
+    """Workers that did not end as they must after what befell their store, and were not killed either."""
+    killed = {receipt.rule.split(":")[0] for receipt in receipts}
+    ends = {record.actor: record["status"] for record in run.history if record.kind == "exit"}
+    for actor, rule, code in _broken_stores(run):
+        if actor not in killed and ends.get(actor) != code:
+            yield f"{rule} fired, and the process ended with {ends.get(actor)} instead of exit code {code}"
+
+
+def _broken_stores(run: Run) -> Iterator[tuple[str, str, int]]:
+    """(worker, rule, exit code) of each rule that fired and after which its worker must end by itself."""
+    codes = {str(rule): code for rule in run.plan.rules if (code := exit_of(rule)) is not None}
+    for record in run.history:
+        if record.kind == "fault" and record["rule"] in codes:
+            yield record.actor, record["rule"], codes[record["rule"]]
+
+
 def _unplanned_ends(run: Run, receipts: Sequence[Receipt]) -> Iterator[str]:
     planned = {receipt.rule.split(":")[0] for receipt in receipts}
     ended = {record.actor for record in run.history if record.kind == "exit"}
@@ -285,8 +303,11 @@ def _unplanned_ends(run: Run, receipts: Sequence[Receipt]) -> Iterator[str]:
         if record.kind == "spawn" and record.actor not in ended
     )
     stopped = {record.actor for record in run.history if record.kind == "fault" and _stops(run, record["rule"])}
+    by_itself = {(actor, code) for actor, _, code in _broken_stores(run)}
     for record in run.history:
         if record.kind != "exit" or record["status"] == 0 or record.actor in planned:
+            continue
+        if (record.actor, record["status"]) in by_itself:
             continue
         # Its watchdog takes a long stop for a handler that hangs, and ends the process: rightly, and safely.
         if record.actor in stopped and record["status"] == 1:

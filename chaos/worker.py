@@ -14,9 +14,10 @@ import attrs
 import structlog
 
 from chaos.faults.disk import FullDisk
+from chaos.faults.disk_errors import FailingDisk
 from chaos.history import History
 from chaos.plan import parse_plan
-from chaos.probe import FaultProbe
+from chaos.probe import FAILURES, FaultProbe
 from meshforge_trio.agent import AgentAdapter, Context, Decision, Event
 from meshforge_trio.config import EngineSettings, Settings
 from meshforge_trio.envelope import CommandEnvelope, EventEnvelope, canonical
@@ -41,7 +42,9 @@ def live(order: dict[str, Any], descriptor: int) -> int:
     history = History(descriptor, f"worker#{order['number']}")
     rules = parse_plan(order["plan"], mortal=True).of_worker(order["number"])
     store = Path(order["store"])
-    disk = FullDisk(store) if any(rule.action == "full" for rule in rules) else None
+    own = {rule.action for rule in rules if rule.actor == "worker"}
+    disk = FullDisk(store) if "full" in own else None
+    failing = FailingDisk(store) if own & FAILURES.keys() else None
     settings = Settings(
         url=order["url"],
         store=store,
@@ -55,7 +58,7 @@ def live(order: dict[str, Any], descriptor: int) -> int:
         log.critical("the app cannot be loaded", reason=str(error))
         return ExitCode.MISCONFIGURED
     recorded = App([RecordedAgent(agent, history) for agent in app.agents])
-    return serve(recorded, settings, probe=FaultProbe(rules, history, disk))
+    return serve(recorded, settings, probe=FaultProbe(rules, history, disk, failing))
 
 
 class RecordedAgent(AgentAdapter[Any]):
@@ -68,6 +71,7 @@ class RecordedAgent(AgentAdapter[Any]):
         self.schema = agent.schema
         self.concurrent = agent.concurrent
         self.subscriptions = agent.subscriptions
+        self.retry = agent.retry
 
     def initial(self) -> Any:
         """See `AgentAdapter.initial`."""

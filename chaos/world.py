@@ -121,6 +121,11 @@ class ProcessWorld:
                 return
             await trio.sleep(POLL_S)
 
+    def recoveries(self, worker: Worker) -> int:
+        """How often all engines of `worker` have recovered."""
+        self.events.look()
+        return self.events.points[worker.name, "after_recovery"] // self._scopes
+
     def has_begun(self, worker: Worker) -> bool:
         """Whether `worker` has come to any point of the protocol."""
         self.events.look()

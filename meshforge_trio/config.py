@@ -135,6 +135,7 @@ class Settings:
     `signing_keys` are lines as in `signing.parse_key`; with any, every command has to be signed by one of them.
     `signing_seed_file` is the key that this process signs with.
     `principal` is who the commands of the command line come from (the login name unless set).
+    `health_port` is where the health endpoint listens on `health_host`, 0 for none; worker N adds N.
     `agents` holds what is set for single agents: keys of `RetryPolicy` in `[agents.<name>.retry]`.
     """
 
@@ -154,6 +155,8 @@ class Settings:
     signing_seed_file: Path | None = None
     lease_ttl_s: float = attrs.field(default=5.0, validator=_between(0.1, 600))
     drain_s: float = attrs.field(default=10.0, validator=_between(0.0, 3600))
+    health_port: int = attrs.field(default=0, validator=_between(0, 65_535))
+    health_host: Literal["127.0.0.1", "::1"] = "127.0.0.1"
     log_level: LogLevel = "info"
     log_json: bool = False
     engine: EngineSettings = attrs.field(factory=EngineSettings)

@@ -21,6 +21,7 @@ from meshforge_trio.drafts import Drafter
 from meshforge_trio.entities import Cache
 from meshforge_trio.errors import Fenced, Misconfigured
 from meshforge_trio.intake import Incoming, read_delivery
+from meshforge_trio.metrics import ScopeMetrics
 from meshforge_trio.points import AFTER_LEASE, AFTER_RESET, Probe, no_probe
 from meshforge_trio.recovery import newest_valid_mark, recover
 from meshforge_trio.security import OPEN, Access
@@ -101,6 +102,7 @@ class RuntimeEngine:
         self._receiving: trio.CancelScope | None = None
         self._log = structlog.get_logger("meshforge").bind(scope=str(scope))
         self.serving = trio.Event()
+        self.metrics = ScopeMetrics()
 
     def stop(self) -> None:
         """Pull no more; the running session finishes its turns and ends its term cleanly."""
@@ -122,14 +124,18 @@ class RuntimeEngine:
         consumers = await self._consume(broker)
         try:
             suspicion = self._suspected = self._suspicion(lease, broker, consumers)
+            taken_over = not lease.clean and lease.epoch != self._last_epoch + 1
+            self.metrics.leased(lease.epoch, taken_over=taken_over)
             self._last_epoch = lease.epoch
             self._probe(AFTER_RESET)
             session = await self._recovered(broker, lease, facts, consumers)
             self._log.info("serving", epoch=lease.epoch)
+            self.metrics.phase = "serving"
             self.serving.set()
             await self._serve(session, suspicion)
         finally:
             self.serving = trio.Event()
+            self.metrics.phase = "starting"
             with trio.move_on_after(1, shield=True):
                 for consumer in consumers.values():
                     await consumer.close()
@@ -140,7 +146,7 @@ class RuntimeEngine:
         try:
             session = await self._open(broker, lease, facts)
             session.consumers = consumers
-            await recover(session)
+            self.metrics.republished += await recover(session)
         except Misconfigured as error:
             if self._store.lease_valid():
                 raise
@@ -161,6 +167,7 @@ class RuntimeEngine:
                 lease = await self._rows.take_lease(broker.facts.server_id)
                 if lease is not None:
                     return lease
+                self.metrics.phase = "standing_by"
                 await trio.sleep(self._settings.standby_poll_s)
         return None
 
@@ -195,7 +202,7 @@ class RuntimeEngine:
     async def _open(self, broker: Broker, lease: Lease, facts: Sequence[StreamFacts]) -> Session:
         settings = self._settings
         _, events, failed = facts
-        mark = await newest_valid_mark(broker, self._rows, events, failed, self._clock, lease.next_n)
+        mark = await newest_valid_mark(broker, self._rows, events, failed, self._clock, lease)
         limit = body_max(
             broker.facts.max_payload, min((f.max_msg_size for f in facts if f.max_msg_size > 0), default=-1)
         )
@@ -217,6 +224,7 @@ class RuntimeEngine:
             signer=self._signer,
             deadlines=deadlines.Deadlines(self._adapter, self._clock),
             unwritten_mark=mark.n == 0,
+            metrics=self.metrics,
         )
 
     # -- turns -------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import gc
 import importlib
 import ssl
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Final
@@ -22,8 +22,11 @@ from meshforge_trio.agent import AgentAdapter
 from meshforge_trio.broker.bridge import ConnectOptions, open_loop
 from meshforge_trio.broker.jetstream import open_broker
 from meshforge_trio.broker.port import Broker
+from meshforge_trio.clock import SystemClock
 from meshforge_trio.config import Settings
+from meshforge_trio.doctor.local import check_start
 from meshforge_trio.errors import Misconfigured, Transient
+from meshforge_trio.metrics import WorkerMetrics
 from meshforge_trio.points import Probe, no_probe
 from meshforge_trio.policy import Disposition, ExitCode, backoff, disposition, worst
 from meshforge_trio.runtime import (
@@ -89,21 +92,31 @@ def _tune_interpreter() -> None:
 
 
 async def _serve(app: App, settings: Settings, probe: Probe, worker: int, workers: int) -> None:
+    check_start(settings)
     async with open_loop(), trio.open_nursery() as nursery:
         stop = trio.Event()
         # First of all, so that a signal during a long start drains too.
         await nursery.start(stop_on_signals, stop.set)
         limits = [settings.retry_of(agent.name, agent.retry).handler_limit_s for agent in app.agents]
         nursery.start_soon(watch_for_stuck_handlers, max(limits))
+        metrics = WorkerMetrics(worker, started_at=SystemClock().now())
+        if settings.health_port:
+            await nursery.start(_health_endpoint(), settings, metrics, connect_options(settings))
         dial = _dial(settings)
         store = await _open_store(settings, stop)
         try:
-            runtime = Runtime(app, settings, store, dial, probe=probe, worker=worker, workers=workers)
+            runtime = Runtime(app, settings, store, dial, probe=probe, worker=worker, workers=workers, metrics=metrics)
             nursery.start_soon(_drain_when, stop, runtime)
             await runtime.run()
         finally:
             await store.close()
         nursery.cancel_scope.cancel()
+
+
+def _health_endpoint() -> Callable[..., Awaitable[None]]:
+    """`serve_health`, loaded when it is asked for: what it needs would delay every start."""
+    endpoint: Callable[..., Awaitable[None]] = importlib.import_module("meshforge_trio.health_server").serve_health
+    return endpoint
 
 
 async def _open_store(settings: Settings, stop: trio.Event) -> SQLiteEventStore:

@@ -42,10 +42,11 @@ class Verdict:
 
 @attrs.define(eq=False)
 class Plan:
-    """What to commit, and what to send and settle afterwards."""
+    """What to commit, and what to send and settle afterwards. `began` is the moment of `Clock.elapsed` it is from."""
 
     commit: Commit
     verdicts: Sequence[Verdict]
+    began: float = 0.0
     echoes: list[Message] = attrs.field(factory=list)
     answers: list[Message] = attrs.field(factory=list)
     settlements: list[Settlement] = attrs.field(factory=list)

@@ -25,9 +25,11 @@ import trio
 
 from meshforge_trio.agent import AgentAdapter
 from meshforge_trio.broker.port import Broker
+from meshforge_trio.clock import Clock, SystemClock
 from meshforge_trio.config import Settings
 from meshforge_trio.engine import RuntimeEngine
 from meshforge_trio.errors import Fenced, Misconfigured, Poison, SessionLost, Transient
+from meshforge_trio.metrics import WorkerMetrics
 from meshforge_trio.permissions import Permissions
 from meshforge_trio.points import Probe, no_probe
 from meshforge_trio.policy import BACKOFF_MAX_S, Disposition, ExitCode, backoff, disposition, worst
@@ -121,7 +123,10 @@ class Runtime:
         probe: Probe = no_probe,
         worker: int = 0,
         workers: int = 1,
+        metrics: WorkerMetrics | None = None,
     ) -> None:
+        self.metrics = metrics if metrics is not None else WorkerMetrics(worker)
+        self._clock: Clock = SystemClock()
         self._settings = settings
         self._store = store
         self._dial = dial
@@ -151,10 +156,13 @@ class Runtime:
             )
             for i, (scope, adapter) in enumerate(app.scopes(settings.workspaces))
         ]
+        self.metrics.store_open = True
+        self.metrics.scopes = {engine.scope: engine.metrics for engine in self.engines}
 
     def stop(self) -> None:
         """Drain: pull no more, finish the turns, write the marks, end the leases."""
         self._stopping.set()
+        self.metrics.stopping = True
         for engine in self.engines:
             engine.stop()
 
@@ -177,7 +185,9 @@ class Runtime:
         while True:
             try:
                 await self._store.keep_alive()
+                self.metrics.store_refused = ""
             except Transient as error:
+                self.metrics.store_refused = str(error)
                 self._log.error("the lease could not be renewed: the store is full or locked", reason=str(error))
             except Fenced as error:
                 # Its engines see that the term is over, and stand by.
@@ -199,7 +209,9 @@ class Runtime:
             except Exception as error:
                 leaf = worst(error)
                 self._end_if_final(leaf)
+                self.metrics.disconnected(leaf)
                 if disposition(leaf) is Disposition.CRASHED:
+                    self.metrics.crashed(leaf)
                     self._log.error("the session crashed", exc_info=leaf)
                     self._intensity.crashed("the broker session", leaf)
                 else:
@@ -211,6 +223,7 @@ class Runtime:
 
     async def _session(self) -> None:
         async with self._dial() as broker, trio.open_nursery() as nursery:
+            self.metrics.connected(self._clock.now())
             nursery.start_soon(_raise_when_lost, broker)
             async with trio.open_nursery() as engines:
                 for engine in self.engines:
@@ -227,6 +240,7 @@ class Runtime:
             except Exception as error:
                 leaf = worst(error)
                 self._end_if_final(leaf)
+                engine.metrics.ended(leaf, self._clock.now())
                 self._tell(engine, leaf)
             if trio.current_time() - started > BACKOFF_MAX_S:
                 waits = backoff()
@@ -237,6 +251,7 @@ class Runtime:
         log = self._log.bind(scope=str(engine.scope))
         match disposition(leaf):
             case Disposition.CRASHED:
+                self.metrics.crashed(leaf)
                 log.error("the engine crashed", exc_info=leaf)
                 self._intensity.crashed(f"the engine of {engine.scope}", leaf)
             case Disposition.WAIT_FOR_SPACE:

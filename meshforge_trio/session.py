@@ -27,6 +27,7 @@ from meshforge_trio.entities import Cache, Entities, Entity, restore
 from meshforge_trio.envelope import CommandEnvelope, canonical
 from meshforge_trio.errors import Fenced, SessionLost, Stale, Transient
 from meshforge_trio.intake import Incoming
+from meshforge_trio.metrics import ScopeMetrics
 from meshforge_trio.plan import Plan
 from meshforge_trio.points import AFTER_MARK, BEFORE_MARK, Probe
 from meshforge_trio.signing import Signer
@@ -63,6 +64,7 @@ class Session:
     signer: Signer | None = None
     consumers: dict[str, Consumer] = attrs.field(factory=dict)
     unwritten_mark: bool = False
+    metrics: ScopeMetrics = attrs.field(factory=ScopeMetrics)
     _publishing: trio.Lock = attrs.field(factory=trio.Lock)
     _entities: Entities | None = None
     _publish_by: float = 0.0
@@ -87,6 +89,7 @@ class Session:
 
     async def decide(self, batch: Sequence[Incoming]) -> Plan:
         """Read what the batch needs, once, and decide it."""
+        began = self.clock.elapsed()
         named = {i.entity_id for i in batch} - self.cache.keys()
         unknown = sorted(e for e in named if e is not None)
         keys = [(i.key, i.hash) for i in batch]
@@ -108,7 +111,9 @@ class Session:
             reading=reading,
             now=self.clock.now(),
         )
-        return await decider.decide(batch, self.lease.epoch, self.next_n)
+        plan = await decider.decide(batch, self.lease.epoch, self.next_n)
+        plan.began = began
+        return plan
 
     async def _usable(self, head: Head) -> Head:
         """A head whose snapshot has the adapter's shape of state; else the whole history instead of it."""
@@ -148,6 +153,9 @@ class Session:
                 self.waiting.unpark(verdict.incoming)
             else:
                 self.waiting.park(verdict.incoming)
+        self.metrics.committed(
+            [verdict.outcome for verdict in plan.verdicts], [dead.code for dead in plan.commit.dead], wrote=plan.writes
+        )
         self._tell(plan)
 
     def _tell(self, plan: Plan) -> None:
@@ -317,6 +325,7 @@ class Session:
         """ACK what is decided, NAK what waits."""
         for stream, consumer in self.consumers.items():
             consumer.settle([s for s in plan.settlements if s.delivery.stream == stream])
+        self.metrics.settled(len(plan.settlements), self.clock.elapsed() - plan.began)
 
 
 def moved(mark: Mark, outputs: Sequence[Output], acks: Sequence[PubAck], at: float) -> Mark:

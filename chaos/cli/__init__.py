@@ -26,6 +26,7 @@ _COMMANDS: Final[Mapping[str, str]] = {
     "run": "run:run",
     "sweep": "sweep:sweep",
     "mutants": "mutants:mutants",
+    "power": "power:power",
     "gate": "gate:gate",
     "replay": "rundir:replay",
     "judge": "rundir:judge",
@@ -111,12 +112,14 @@ def _told(error: BaseException, name: str) -> int:
 def _usage_errors() -> tuple[type[Exception], ...]:
     from chaos.history import HistoryError  # noqa: PLC0415
     from chaos.plan import PlanError  # noqa: PLC0415
+    from chaos.power.images import RecipeError  # noqa: PLC0415
+    from chaos.power.tape import TapeError  # noqa: PLC0415
     from chaos.project import ProjectError  # noqa: PLC0415
     from chaos.report import ReportError  # noqa: PLC0415
     from chaos.scenario import ScenarioError  # noqa: PLC0415
     from chaos.verdict import RunError  # noqa: PLC0415
 
-    return HistoryError, PlanError, ProjectError, ReportError, RunError, ScenarioError
+    return HistoryError, PlanError, ProjectError, RecipeError, ReportError, RunError, ScenarioError, TapeError
 
 
 def _cause(leaf: BaseException) -> str:

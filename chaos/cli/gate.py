@@ -19,6 +19,7 @@ from chaos.cli.results import page_of, tell_failures, write_report
 from chaos.gate import PROFILES, Gate, Target, run_gate
 from chaos.junit import junit_xml
 from chaos.lab import Lab
+from chaos.power.ground import power_case
 from chaos.project import Project, ProjectError, app_scenario, load_project
 from chaos.scenario import Scenario, load_scenario
 from chaos.tally import told_outcome
@@ -122,6 +123,7 @@ def target_of(project: Project) -> Target:
         regressions=project.regressions,
         unreached=project.unreached,
         kills_min=kills_min,
+        power=power_case if project.app is None else None,
     )
 
 

@@ -42,6 +42,10 @@ WHERE: Final[Mapping[Point, str]] = {
 }
 
 
+#: So few places are listed with an action.
+_FEW: Final = 6
+
+
 @click.command(short_help="List the points where faults can be put.")
 @json_option
 def points(as_json: bool) -> int:
@@ -59,10 +63,11 @@ def points(as_json: bool) -> int:
     for frame, what in FRAMES.items():
         frames.add_row(frame, ", ".join(_kinds("proxy", frame)), what)
     console.print(frames)
-    kinds = _table("actor", "action", "seconds", "what it does")
+    kinds = _table("actor", "action", "seconds", "what it does", "where, if only there")
     for actor, allowed in ALLOWED.items():
         for action, kind in allowed.items():
-            kinds.add_row(actor, action, kind.seconds, kind.means)
+            only = ", ".join(kind.places) if len(kind.places) <= _FEW else ""
+            kinds.add_row(actor, action, kind.seconds, kind.means, only)
     console.print(kinds)
     return 0
 

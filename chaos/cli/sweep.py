@@ -16,6 +16,7 @@ from chaos.cli.outlet import out, print_json, warn
 from chaos.cli.results import coverage_table, guarantee_table, summary, tell_failures
 from chaos.cli.run import explore
 from chaos.lab import Lab
+from chaos.plan import ALLOWED
 from chaos.scenario import Search
 from chaos.sweep import Pairs, Sweep
 from chaos.tally import Cell, Tally, cells, reasons_for
@@ -24,8 +25,8 @@ from meshforge_trio.points import Point
 
 __all__ = ["sweep"]
 
-#: How long a disk is full, or a worker stopped whose successor does not take over.
-_SECONDS: Final[Mapping[str, float]] = {"full": 0.3}
+#: How long a disk is full or a store locked.
+_SECONDS: Final[Mapping[str, float]] = {"full": 0.3, "lock": 0.3}
 
 
 @click.command(short_help="Kill at every hit of every point.")
@@ -33,7 +34,7 @@ _SECONDS: Final[Mapping[str, float]] = {"full": 0.3}
 @click.option(
     "--action",
     "actions",
-    type=click.Choice(["kill", "stop", "full"]),
+    type=click.Choice(list(ALLOWED["worker"])),
     multiple=True,
     default=("kill",),
     show_default=True,

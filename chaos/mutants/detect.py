@@ -14,6 +14,7 @@ import trio
 from chaos.case import Case
 from chaos.lab import Lab, Outcome
 from chaos.mutants.mutant import Mutant
+from chaos.power.check import check_power
 from chaos.verdict import Status
 
 __all__ = ["Detection", "TrueRuns", "detect", "run_catalogue"]
@@ -58,11 +59,12 @@ class TrueRuns:
         self._turns: dict[str, trio.Lock] = {}
         self._outcomes: dict[str, Outcome] = {}
 
-    async def of(self, case: Case) -> Outcome:
-        """What comes of `case` without a bug. Cases of the same name are the same case."""
+    async def of(self, case: Case, proof: str = "run") -> Outcome:
+        """What comes of `case` without a bug; `proof` as of a mutant. Cases of the same name are the same case."""
         async with self._turns.setdefault(case.name, trio.Lock()):
             if case.name not in self._outcomes:
-                self._outcomes[case.name] = await self._lab.run(case)
+                power = proof == "power"
+                self._outcomes[case.name] = (await check_power(case)).outcome if power else await self._lab.run(case)
             return self._outcomes[case.name]
 
 
@@ -77,7 +79,7 @@ async def detect(mutant: Mutant, lab: Lab, tries: int = 1, *, true_runs: TrueRun
     if tries < 1:
         raise ValueError(f"tries is {tries}, it must be at least 1")
     case = mutant.case()
-    truth = await (true_runs or TrueRuns(lab)).of(case)
+    truth = await (true_runs or TrueRuns(lab)).of(case, mutant.proof)
     if truth.status is not Status.PASS:
         return Detection(mutant, False, (), False, truth, truth, 0)
     mutated = attrs.evolve(case, replay=f"meshforge-chaos mutants {mutant.name}")
@@ -86,11 +88,17 @@ async def detect(mutant: Mutant, lab: Lab, tries: int = 1, *, true_runs: TrueRun
     try:
         while tried < tries and not caught:
             tried += 1
-            outcome = await lab.run(mutated, patch=mutant.patch)
+            outcome = await _with_bug(mutant, mutated, lab)
             caught = outcome.status is Status.VIOLATION and mutant.guarantee in outcome.verdict.broken_ids
     finally:
         await lab.let_go(mutant.patch)
     return Detection(mutant, caught, tuple(outcome.verdict.broken_ids), True, outcome, truth, tried)
+
+
+async def _with_bug(mutant: Mutant, case: Case, lab: Lab) -> Outcome:
+    if mutant.proof == "power":
+        return (await check_power(case, patch=mutant.patch, until=mutant.guarantee)).outcome
+    return await lab.run(case, patch=mutant.patch)
 
 
 async def run_catalogue(

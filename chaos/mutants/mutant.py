@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import attrs
 
@@ -18,7 +19,8 @@ class Mutant:
 
     `rule` is the rule of the protocol it breaks ("" where it breaks the order of the steps itself), `guarantee` the
     one that must fall, `about` what the programmer got wrong. `case` is the run that provokes it, which the protocol
-    as it is must pass.
+    as it is must pass. `proof` is how it is caught: by that `run`, with its faults; or by the crash images of it, since
+    only a loss of `power` shows it.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Mutant:
     about: str
     patch: Patch
     case: Callable[[], Case] = attrs.field(repr=False)
+    proof: Literal["run", "power"] = "run"
 
 
 def mutant(name: str, rule: str, guarantee: str, about: str, case: Callable[[], Case], *edits: Edit) -> Mutant:

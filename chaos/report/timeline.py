@@ -47,7 +47,9 @@ _KEPT: Final = frozenset(
 _COMMITS: Final = frozenset({"after_store", "after_mark"})
 _FROM_SERVER: Final = frozenset({"puback", "delivery"})
 #: Faults that last, so that the time until they are healed is shaded.
-_LASTING: Final = frozenset({"stop", "pause", "full", "blackhole"})
+_LASTING: Final = frozenset({"stop", "pause", "full", "limit", "lock", "unlink", "replace", "blackhole"})
+#: Those of a worker that lie with its store.
+_OF_STORE: Final = frozenset({"full", "lock", "unlink", "replace"})
 
 
 @attrs.define(eq=False)
@@ -191,9 +193,10 @@ class _Timeline:
             elif record.kind == "fault" and action_of(str(record["rule"])) in _LASTING:
                 end = self._healed(index, record)
                 action = action_of(str(record["rule"]))
-                name = "store" if action == "full" else self._lane_of(record)
+                elsewhere = action in _OF_STORE and not str(record["rule"]).startswith("nats")
+                name = "store" if elsewhere else self._lane_of(record)
                 # Where the fault itself lies, its rule says what it is.
-                self._lanes[name].spans.append(_span(self._run.ms(record), end, action, named=action == "full"))
+                self._lanes[name].spans.append(_span(self._run.ms(record), end, action, named=elsewhere))
         if down is not None:
             self._lanes["broker"].spans.append(_span(down, self._end, "down"))
 

@@ -11,10 +11,19 @@ import structlog
 import trio
 
 from meshforge_trio.broker.bridge import Connection, pub, status_of
+from meshforge_trio.broker.fitness import unfit_consumer, unfit_stream
 from meshforge_trio.broker.port import ConsumerSpec, StreamFacts, StreamSpec
 from meshforge_trio.errors import Misconfigured, SessionLost
 
-__all__ = ["JetStreamApi", "Reply", "differences", "headers_of", "stream_config"]
+__all__ = [
+    "JetStreamApi",
+    "Reply",
+    "consumer_config",
+    "differences",
+    "headers_of",
+    "stream_config",
+    "with_filter_list",
+]
 
 _TIMEOUT_S: Final = 5.0
 _NS: Final = 1_000_000_000
@@ -42,10 +51,10 @@ class _Exchange:
 def headers_of(block: bytes | None) -> dict[str, str]:
     """A header block as a mapping; of a repeated name the last value."""
     headers: dict[str, str] = {}
-    for line in (block or b"").split(b"\r\n")[1:]:
-        name, colon, value = line.partition(b":")
+    for line in (block or b"").decode(errors="replace").split("\r\n")[1:]:
+        name, colon, value = line.partition(":")
         if colon:
-            headers[name.decode(errors="replace")] = value.strip().decode(errors="replace")
+            headers[name] = value.strip(" \t\n\r\v\f")
     return headers
 
 
@@ -109,9 +118,22 @@ class JetStreamApi:
             raise Misconfigured(f"JetStream: {reply['error']['description']}")
         return reply
 
-    async def stream_info(self, name: str) -> dict[str, Any] | None:
-        """Configuration and state, or `None` if there is no such stream."""
-        return _found(await self.request(f"STREAM.INFO.{name}"), f"stream {name}", _STREAM_NOT_FOUND)
+    async def stream_info(self, name: str, *, deleted: bool = False) -> dict[str, Any] | None:
+        """Configuration and state, or `None` if there is no such stream; with `deleted` also which sequences were."""
+        ask = {"deleted_details": True} if deleted else None
+        return _found(await self.request(f"STREAM.INFO.{name}", ask), f"stream {name}", _STREAM_NOT_FOUND)
+
+    async def stream_subjects(self, name: str, subject: str) -> list[str]:
+        """Every subject matching `subject` under which the stream holds a message, in pages of the server's choice."""
+        found: list[str] = []
+        while True:
+            ask = {"subjects_filter": subject, "offset": len(found)}
+            reply = await self.request(f"STREAM.INFO.{name}", ask)
+            info = _found(reply, f"stream {name}", _STREAM_NOT_FOUND)
+            page = [] if info is None else list(info["state"].get("subjects") or ())
+            found += page
+            if info is None or not page or len(found) >= info.get("total", 0):
+                return found
 
     async def declare_stream(self, spec: StreamSpec) -> StreamFacts:
         """Create the stream or check it; a difference is reported, never mended.
@@ -127,7 +149,7 @@ class JetStreamApi:
             info = _found(created, f"stream {spec.name}", _STREAM_EXISTS) or await self.stream_info(spec.name)
         if info is None:
             raise SessionLost(f"stream {spec.name} disappeared while it was declared")
-        wrong = differences(info["config"], wanted)
+        wrong = [*differences(info["config"], wanted), *unfit_stream(info["config"])]
         if wrong:
             raise Misconfigured(
                 f"stream {spec.name} exists with other settings, nothing was changed: {'; '.join(wrong)}. "
@@ -143,7 +165,7 @@ class JetStreamApi:
         """
         what = f"consumer {spec.name} of {spec.stream}"
         path = f"{spec.stream}.{spec.name}"
-        wanted = _consumer_config(spec)
+        wanted = consumer_config(spec)
         info = _found(await self.request(f"CONSUMER.INFO.{path}"), what, _CONSUMER_NOT_FOUND)
         if info is None:
             request = {"stream_name": spec.stream, "config": wanted, "action": "create"}
@@ -152,9 +174,10 @@ class JetStreamApi:
         if info is None:
             info = _found(await self.request(f"CONSUMER.INFO.{path}"), what)
         assert info is not None
-        has = _with_filter_list(info["config"])
+        has = with_filter_list(info["config"])
         filters = {"filter_subjects": wanted["filter_subjects"]}
-        if wrong := differences(has, {**wanted, "filter_subjects": has["filter_subjects"]}):
+        wrong = differences(has, {**wanted, "filter_subjects": has["filter_subjects"]})
+        if wrong := [*wrong, *unfit_consumer(has)]:
             raise Misconfigured(f"{what} exists with other settings, nothing was changed: {'; '.join(wrong)}")
         if moved := differences(has, filters):
             _log.warning("consumer_filters_changed", consumer=spec.name, stream=spec.stream, change=moved)
@@ -206,7 +229,8 @@ def stream_config(spec: StreamSpec) -> dict[str, Any]:
     }
 
 
-def _consumer_config(spec: ConsumerSpec) -> dict[str, Any]:
+def consumer_config(spec: ConsumerSpec) -> dict[str, Any]:
+    """The settings a durable of this project must have, but for its filters, which may change."""
     return {
         "name": spec.name,
         "durable_name": spec.name,
@@ -221,7 +245,8 @@ def _consumer_config(spec: ConsumerSpec) -> dict[str, Any]:
     }
 
 
-def _with_filter_list(config: dict[str, Any]) -> dict[str, Any]:
+def with_filter_list(config: dict[str, Any]) -> dict[str, Any]:
+    """A consumer's settings with its filters in `filter_subjects`, however many there are."""
     one = config.get("filter_subject")
     rest = {key: value for key, value in config.items() if key != "filter_subject"}
     return {"filter_subjects": [one] if one else [], **rest}
@@ -246,4 +271,8 @@ def stream_facts(info: dict[str, Any]) -> StreamFacts:
         messages=state["messages"],
         duplicate_window_s=config["duplicate_window"] / _NS,
         max_msg_size=config.get("max_msg_size", -1),
+        last_seq_found=state["last_seq"],
+        num_deleted=state.get("num_deleted", 0),
+        deleted=tuple(state["deleted"]) if "deleted" in state else None if state.get("num_deleted") else (),
+        lost_bytes=(state.get("lost") or {}).get("bytes", 0),
     )

@@ -42,6 +42,7 @@ _READ_BATCH: Final = 256
 #: Level 4 is that of server 2.14; levels: ADR-44.
 _API_LEVEL_MIN: Final = 4
 _NOT_FOUND: Final = 404
+_DELETED_MAX: Final = 200_000
 #: A stream of this name cannot exist, so a message that expects it is refused by every stream and seen by everyone.
 _NO_STREAM: Final = "-"
 # The stream has no room or no quorum now (10023, 10047, 10077, 10008): waiting may help. Everything else stays refused.
@@ -72,6 +73,7 @@ class JetStreamBroker:
         self._next = 1
         self._windows: list[_Window] = []
         self._single_copy: dict[str, bool] = {}
+        self._last_seq_found: dict[str, int] = {}
         connection.subscribe(f"{self._inbox}*", self._on_puback)
 
     @property
@@ -99,7 +101,7 @@ class JetStreamBroker:
             Misconfigured: it exists with other settings; nothing was changed.
             SessionLost: the connection ended or the server did not answer.
         """
-        return await self._api.declare_stream(stream)
+        return self._as_found(await self._api.declare_stream(stream))
 
     async def consume(self, consumer: ConsumerSpec) -> JetStreamConsumer:
         """Create or check the durable, reset it, and receive its deliveries once `pull` asks.
@@ -175,19 +177,34 @@ class JetStreamBroker:
         self._connection.write(b"".join(frames))
 
     async def stream_facts(self, stream: str) -> StreamFacts:
-        """Ask the server.
+        """Ask the server, also for what was deleted if that is no more than a list of 200,000.
 
         Raises:
             Misconfigured: there is no such stream.
             SessionLost: the connection ended or the server did not answer.
         """
-        return stream_facts(await self._stream_info(stream))
+        info = await self._stream_info(stream)
+        if 0 < info["state"].get("num_deleted", 0) <= _DELETED_MAX:
+            info = await self._stream_info(stream, deleted=True)
+        return self._as_found(stream_facts(info))
 
-    async def _stream_info(self, stream: str) -> dict[str, Any]:
-        info = await self._api.stream_info(stream)
+    def _as_found(self, facts: StreamFacts) -> StreamFacts:
+        """The same with the last sequence this session met first: others may have published since."""
+        return attrs.evolve(facts, last_seq_found=self._last_seq_found.setdefault(facts.name, facts.last_seq))
+
+    async def _stream_info(self, stream: str, *, deleted: bool = False) -> dict[str, Any]:
+        info = await self._api.stream_info(stream, deleted=deleted)
         if info is None:
             raise Misconfigured(f"there is no stream {stream}")
         return info
+
+    async def subjects(self, stream: str, subject: str) -> Sequence[str]:
+        """Every subject matching `subject` under which the stream holds a message; none where there is no stream.
+
+        Raises:
+            SessionLost: the connection ended or the server did not answer.
+        """
+        return await self._api.stream_subjects(stream, subject)
 
     async def read_back(self, stream: str, subject: str, from_seq: int, limit: int) -> Sequence[StoredMessage]:
         """Up to `limit` messages matching `subject` with a sequence of at least `from_seq`, in order.

@@ -78,7 +78,12 @@ class ServerFacts:
 
 @attrs.frozen
 class StreamFacts:
-    """A stream right now. An empty stream has `first_seq == last_seq + 1`."""
+    """A stream right now. An empty stream has `first_seq == last_seq + 1`.
+
+    `last_seq_found` is the last sequence when this session first asked: what its server came up with, or nearly.
+    `num_deleted` counts the sequences between first and last that were deleted; `stream_facts` names them in `deleted`
+    (`None`: not asked, or too many to be listed). `lost_bytes` is what the server found damaged when it started.
+    """
 
     name: str
     first_seq: int
@@ -86,6 +91,10 @@ class StreamFacts:
     messages: int
     duplicate_window_s: float
     max_msg_size: int
+    last_seq_found: int = 0
+    num_deleted: int = 0
+    deleted: Sequence[int] | None = None
+    lost_bytes: int = 0
 
 
 @attrs.define
@@ -198,7 +207,7 @@ class Broker(Protocol):
         """Send to core subscribers without storing. Never waits."""
 
     async def stream_facts(self, stream: str) -> StreamFacts:
-        """Ask the server."""
+        """Ask the server, also for what was deleted."""
 
     async def read_back(self, stream: str, subject: str, from_seq: int, limit: int) -> Sequence[StoredMessage]:
         """Up to `limit` messages matching `subject` with a sequence of at least `from_seq`."""

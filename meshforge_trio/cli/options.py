@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -9,16 +11,19 @@ from typing import Any, TypeVar, get_args
 import attrs
 import click
 import orjson
+import trio
 
 from meshforge_trio.config import LogLevel, Settings, load_settings
-from meshforge_trio.errors import Poison
+from meshforge_trio.errors import Misconfigured, Poison
 from meshforge_trio.subjects import Scope
 from meshforge_trio.telemetry import set_up_logging
 
 __all__ = [
     "Common",
+    "cancel_on_signal",
     "checked_scope",
     "common_options",
+    "principal_name",
     "print_json",
     "store_option",
     "url_option",
@@ -80,7 +85,8 @@ class Common:
             Misconfigured: as `load_settings`.
         """
         config, as_json = given.pop("config"), given.pop("as_json")
-        flags: dict[str, Any] = {name: given.pop(name) for name in ("url", "store", "log_level") if name in given}
+        named = ("url", "store", "health_port", "log_level")
+        flags: dict[str, Any] = {name: given.pop(name) for name in named if name in given}
         workspaces = given.pop("workspace", None)
         if workspaces:
             flags["workspaces"] = (workspaces,) if isinstance(workspaces, str) else tuple(workspaces)
@@ -101,6 +107,28 @@ def checked_scope(common: Common, agent: str) -> Scope:
         return Scope.checked(*common.workspace, agent)
     except Poison as error:
         raise click.UsageError(error.reason) from error
+
+
+def principal_name(common: Common, given: str | None, option: str) -> str:
+    """Who does it: as given, else as set, else the login name.
+
+    Raises:
+        Misconfigured: there is none of them; `option` is what to give.
+    """
+    name = given or common.settings.principal
+    if name is not None:
+        return name
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError) as error:
+        raise Misconfigured(f"this user has no login name: say who does this with {option}") from error
+
+
+async def cancel_on_signal(scope: trio.CancelScope) -> None:
+    """Cancel `scope` at SIGINT or SIGTERM, as often as one comes."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            scope.cancel()
 
 
 def print_json(document: Any) -> None:

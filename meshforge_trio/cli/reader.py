@@ -11,8 +11,9 @@ import apsw
 
 from meshforge_trio.errors import Misconfigured
 from meshforge_trio.store import rows
+from meshforge_trio.store.lease import boot_id, boottime_ns
 from meshforge_trio.store.links import Walk
-from meshforge_trio.store.port import Head, Output
+from meshforge_trio.store.port import Attempt, DeadLetter, Head, Mark, Output, Reading
 from meshforge_trio.store.schema import MIGRATIONS, SCOPE_SHIFT, translated
 from meshforge_trio.subjects import Scope
 
@@ -22,6 +23,7 @@ _T = TypeVar("_T")
 _P = ParamSpec("_P")
 
 _BUSY_TIMEOUT_MS: Final = 5_000
+_PAGE: Final = 500
 
 
 class StoreFile:
@@ -69,6 +71,15 @@ class ScopeFile:
         """Outputs numbered above `n`, in order."""
         return self._call(rows.outputs_after, n, limit)
 
+    async def marks(self) -> Sequence[Mark]:
+        """What was published, newest first."""
+        return self._call(rows.marks)
+
+    def last_server(self) -> str:
+        """Id of the nats-server that the scope was last served from; "" where it never was."""
+        row = self._connection.execute("SELECT server_id FROM leases WHERE scope = ?", (self._number,)).fetchone()
+        return "" if row is None else str(row[0])
+
     async def history(self, entity_id: str, after: int, limit: int) -> Sequence[Output]:
         """Events of an entity with a version above `after`, in order."""
         return self._call(rows.history, self._walk, entity_id, after, limit)
@@ -92,6 +103,30 @@ class ScopeFile:
         sql = "SELECT coalesce(sum(version), 0) FROM heads WHERE scope = ?"
         ((count,),) = self._connection.execute(sql, (self._number,))
         return int(count)
+
+    def read(self, key: str, entity_id: str | None) -> Reading:
+        """The record of a key and the head of an entity, so far as there are such."""
+        return self._call(rows.read, [(key, b"")], [] if entity_id is None else [entity_id])
+
+    def attempts(self) -> Sequence[Attempt]:
+        """Commands whose handler failed or is being called, sorted by key."""
+        return self._call(rows.attempts)
+
+    def dead_letters(self) -> Iterator[DeadLetter]:
+        """Every dead letter, whatever became of it, in the order in which they died."""
+        after = 0
+        while page := self._call(rows.dead_letters, after, _PAGE):
+            yield from page
+            after = page[-1].n
+
+    def is_served(self) -> bool:
+        """Whether a process holds the lease and its term runs. One that died just now may still seem to."""
+        sql = (
+            "SELECT 1 FROM leases l JOIN holders h ON h.holder = l.holder"
+            " WHERE l.scope = ? AND h.boot_id = ? AND h.expires_ns > ?"
+        )
+        found = self._connection.execute(sql, (self._number, boot_id(), boottime_ns()))
+        return found.fetchone() is not None
 
     def _call(
         self, query: Callable[Concatenate[apsw.Connection, int, _P], _T], *args: _P.args, **kwargs: _P.kwargs

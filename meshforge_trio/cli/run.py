@@ -21,6 +21,9 @@ __all__ = ["run"]
 @url_option
 @store_option
 @workspaces_option
+@click.option(
+    "--health-port", type=click.IntRange(0, 65535), metavar="PORT", help="Answer /livez, /readyz, /healthz, /metrics."
+)
 @click.option("--worker", type=click.IntRange(0), hidden=True)
 @click.option("--parent-fd", type=click.IntRange(3), hidden=True)
 @common_options
@@ -48,7 +51,7 @@ def _worker_command(app: str, workers: int, common: Common) -> list[str]:
     command = [sys.executable, "-m", "meshforge_trio", "run", app, "--workers", str(workers)]
     if common.config is not None:
         command += ["--config", str(common.config)]
-    for name in ("url", "store", "log_level"):
+    for name in ("url", "store", "health_port", "log_level"):
         if name in common.flags:
             command += [f"--{name.replace('_', '-')}", str(common.flags[name])]
     for workspace in common.flags.get("workspaces", ()):

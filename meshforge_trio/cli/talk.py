@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
 import json
-import signal
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -18,15 +16,17 @@ import trio
 from meshforge_trio.answers import CommandFailed, OutcomeUnknown, Sent, raise_if_failed
 from meshforge_trio.cli.options import (
     Common,
+    cancel_on_signal,
     checked_scope,
     common_options,
+    principal_name,
     print_json,
     url_option,
     workspace_option,
 )
 from meshforge_trio.client import MeshClient, open_client
 from meshforge_trio.envelope import EventEnvelope, JsonObject, SecurityContext, decode_json, encode
-from meshforge_trio.errors import Misconfigured, Poison
+from meshforge_trio.errors import Poison
 from meshforge_trio.launch import connect_options
 from meshforge_trio.policy import ExitCode, worst
 from meshforge_trio.signing import Signer
@@ -88,13 +88,7 @@ def _object(text: str) -> JsonObject:
 
 
 def _principal(common: Common, given: str | None) -> SecurityContext:
-    name = given or common.settings.principal
-    if name is None:
-        try:
-            name = getpass.getuser()
-        except (OSError, KeyError, ImportError) as error:
-            raise Misconfigured("this user has no login name: say who sends with --principal") from error
-    return SecurityContext(name, "user")
+    return SecurityContext(principal_name(common, given, "--principal"), "user")
 
 
 @click.command(short_help="Have the stream store a command.")
@@ -189,7 +183,7 @@ def _with_client(
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_on_signal, nursery.cancel_scope)
+            nursery.start_soon(cancel_on_signal, nursery.cancel_scope)
             options = connect_options(common.settings)
             async with open_client(
                 options, tenant=tenant, workspace=workspace, principal=principal, signer=signer
@@ -208,12 +202,6 @@ def _with_client(
             raise click.UsageError(leaf.reason) from error
         raise
     return tell(results[0]) if results else interrupted
-
-
-async def _cancel_on_signal(scope: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for _ in signals:
-            scope.cancel()
 
 
 def _print_event(event: EventEnvelope, *, as_json: bool) -> None:

@@ -23,8 +23,8 @@ from meshforge_trio.store.statements import select_in
 
 __all__ = ["Walk", "link", "tails"]
 
-# Version, chain and body.
-_Event = tuple[int, bytes, bytes]
+# Chain and body of an event.
+_Link = tuple[bytes, bytes]
 
 _STANDING: Final = "SELECT entity_id, version, last_n FROM heads WHERE scope = ? AND entity_id IN"
 
@@ -54,7 +54,7 @@ _TAILS_STEP: Final = """
     FROM walk JOIN outputs o ON o.id = base + walk.prev
     WHERE walk.version > max(saved, 1) AND o.entity_id = walk.entity_id AND o.version = walk.version - 1
 )
-SELECT entity_id, version, chain, body FROM walk
+SELECT entity_id, chain, body FROM walk
 """
 
 _HEAD_CHAIN: Final = "SELECT chain FROM heads WHERE scope = ? AND entity_id = ? AND version = ?"
@@ -97,32 +97,35 @@ def tails(connection: apsw.Connection, number: int, lengths: dict[str, int]) -> 
     Raises:
         apsw.CorruptError: events are missing, or do not hash to the chain that their head has.
     """
-    found: dict[str, list[_Event]] = {entity: [] for entity in lengths}
+    found: dict[str, list[_Link]] = {entity: [] for entity in lengths}
     before = dict.fromkeys(lengths, b"")
-    for entity, version, chain, body in select_in(connection, _TAILS, number, list(lengths), _TAILS_STEP):
+    for entity, chain, body in select_in(connection, _TAILS, number, list(lengths), _TAILS_STEP):
         if body is None:
             before[entity] = chain
         else:
-            found[entity].append((version, chain, body))
+            found[entity].append((chain, body))
     for entity, events in found.items():
-        begun = bool(before[entity]) or (bool(events) and events[-1][0] == 1)
-        if len(events) != lengths[entity] or not begun:
+        if len(events) != lengths[entity]:
             raise _broken(number, entity, len(events), lengths[entity])
         events.reverse()
-        _hash(number, entity, before[entity], events)
-    return {entity: [body for _, _, body in events] for entity, events in found.items()}
+        whole = _whole(before[entity], events)
+        if whole != len(events):
+            sql = "SELECT version FROM heads WHERE scope = ? AND entity_id = ?"
+            ((newest,),) = connection.execute(sql, (number, entity))
+            raise _altered(number, entity, newest - len(events) + whole + 1)
+    return {entity: [body for _, body in events] for entity, events in found.items()}
 
 
-def _hash(number: int, entity: str, before: bytes, events: Iterable[_Event]) -> None:
-    """Check that events, oldest first, continue the chain `before`."""
+def _whole(before: bytes, events: Iterable[_Link]) -> int:
+    """How many of the events, oldest first, continue the chain `before`."""
     sha256 = hashlib.sha256
-    for version, chain, body in events:
+    count = 0
+    for chain, body in events:
         if sha256(before + body).digest() != chain:
-            raise apsw.CorruptError(
-                f"the event of version {version} of entity {entity!r} of scope {number} is not what was written: "
-                "it does not hash to its chain"
-            )
+            break
         before = chain
+        count += 1
+    return count
 
 
 class Walk:
@@ -168,7 +171,9 @@ class Walk:
             if row is None:
                 raise _broken(number, entity_id, last - first + 1, last)
             before = row[0]
-        _hash(number, entity_id, before, ((o.version or 0, o.chain or b"", o.body) for o in page))
+        whole = _whole(before, ((output.chain or b"", output.body) for output in page))
+        if whole != len(page):
+            raise _altered(number, entity_id, first + whole)
         chain = page[-1].chain or b""
         for (recorded,) in connection.execute(_HEAD_CHAIN, (number, entity_id, last)):
             if recorded != chain:
@@ -195,6 +200,13 @@ class Walk:
         if found and len(found) != found[0][1] - after:
             raise _broken(number, entity_id, len(found) - 1, found[0][1] - after)
         return [n for n, _ in reversed(found)]
+
+
+def _altered(number: int, entity_id: str, version: int) -> apsw.CorruptError:
+    return apsw.CorruptError(
+        f"the event of version {version} of entity {entity_id!r} of scope {number} is not what was written: it does "
+        "not hash to its chain"
+    )
 
 
 def _broken(number: int, entity_id: str, held: int, asked: int) -> apsw.CorruptError:

@@ -18,6 +18,7 @@ from meshforge_trio.errors import MeshForgeError, Misconfigured, StoreBroken, St
 from meshforge_trio.store.port import DeadState, Kind, Outcome
 
 __all__ = [
+    "APPLICATION_ID",
     "CODE_OF_KIND",
     "CODE_OF_OUTCOME",
     "CODE_OF_STATE",
@@ -29,6 +30,7 @@ __all__ = [
     "Synchronous",
     "connect",
     "extended_code",
+    "make_directories",
     "transaction",
     "translated",
 ]
@@ -51,8 +53,8 @@ OUTCOME_OF_CODE: Final[tuple[Outcome, ...]] = tuple(CODE_OF_OUTCOME)
 CODE_OF_STATE: Final[dict[DeadState, int]] = {"waiting": 0, "redriven": 1, "discarded": 2}
 STATE_OF_CODE: Final[tuple[DeadState, ...]] = tuple(CODE_OF_STATE)
 
-# "MFT1" in ASCII: tells this file from other programs' databases, and `file` what it is.
-_APPLICATION_ID: Final = 0x4D465431
+#: "MFT1" in ASCII: tells this file from other programs' databases, and `file` what it is.
+APPLICATION_ID: Final = 0x4D465431
 # Two writers on an older SQLite can corrupt a WAL database: https://sqlite.org/wal.html#walresetbug
 _SQLITE_MINIMUM: Final = (3, 51, 3)
 _BUSY_TIMEOUT_S: Final = 5.0
@@ -142,6 +144,7 @@ ALTER TABLE dead_letters ADD COLUMN entity_id TEXT;
 ALTER TABLE dead_letters ADD COLUMN trace_id TEXT NOT NULL DEFAULT '';
 ALTER TABLE dead_letters ADD COLUMN calls TEXT NOT NULL DEFAULT '[]';
 ALTER TABLE dead_letters ADD COLUMN state INTEGER NOT NULL DEFAULT 0;
+CREATE UNIQUE INDEX dead_letters_by_n ON dead_letters(scope, n);
 """
 
 # The newest fencing token under which a scope was sent a command, by resource.
@@ -185,11 +188,8 @@ def connect(path: Path, *, synchronous: Synchronous, vfs: str | None) -> apsw.Co
     return connection
 
 
-def _create(path: Path) -> None:
-    """Create missing directories (0700) and the file (0600), leaving existing ones as they are.
-
-    SQLite gives the -wal and -shm files the mode of the database, so it has to be right before they exist.
-    """
+def make_directories(path: Path) -> None:
+    """Create the directories that are missing for a file at `path`, each for its owner alone (0700)."""
     missing = []
     for directory in path.absolute().parents:
         if directory.exists():
@@ -197,6 +197,24 @@ def _create(path: Path) -> None:
         missing.append(directory)
     for directory in reversed(missing):
         directory.mkdir(mode=0o700, exist_ok=True)
+        # Or a power loss takes the new directory, with a store in it that had promised something.
+        _sync_directory(directory.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _create(path: Path) -> None:
+    """Create missing directories (0700) and the file (0600), leaving existing ones as they are.
+
+    SQLite gives the -wal and -shm files the mode of the database, so it has to be right before they exist.
+    """
+    make_directories(path)
     # Closing any descriptor of a file drops all POSIX locks this process has on it, so this one must be closed
     # before another thread can have opened a connection to the new file.
     with _creating, contextlib.suppress(FileExistsError):
@@ -243,7 +261,7 @@ def _refuse_foreign(connection: apsw.Connection, path: Path) -> None:
     with transaction(connection, "DEFERRED"):
         application = connection.pragma("application_id")
         ((objects,),) = connection.execute("SELECT count(*) FROM sqlite_schema")
-    if application != _APPLICATION_ID and (application or objects):
+    if application != APPLICATION_ID and (application or objects):
         raise Misconfigured(f"{path} is another program's database: give the store a path of its own")
 
 
@@ -274,7 +292,7 @@ def _migrate(connection: apsw.Connection, path: Path) -> None:
             # Another process may have done it while this one waited for the write lock.
             if connection.pragma("user_version") == version:
                 connection.execute(MIGRATIONS[version])
-                connection.pragma("application_id", _APPLICATION_ID)
+                connection.pragma("application_id", APPLICATION_ID)
                 connection.pragma("user_version", version + 1)
 
 
@@ -335,6 +353,7 @@ def extended_code(error: apsw.Error) -> int:
 
 def _damaged(path: Path, finding: str) -> str:
     return (
-        f"{path} is damaged or not a database: {finding}. Stop every process, keep a copy of the file with its -wal, "
-        "then restore a backup or run `sqlite3 FILE .recover`"
+        f"{path} is damaged or not a database: {finding}. Stop every process; `meshforge verify` lists what is "
+        "damaged; `meshforge restore BACKUP` puts a backup in its place and keeps this file, from which "
+        "`sqlite3 FILE .recover` may save the rest"
     )

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Final, Protocol, TypeVar, TypeVarTuple
 
 import apsw
+import structlog
 import trio
 
-from meshforge_trio.errors import Fenced, Misconfigured, StoreBroken
+from meshforge_trio.errors import Fenced, Misconfigured, StoreBroken, Transient
 from meshforge_trio.points import IN_STORE, Probe
 from meshforge_trio.store import rows
 from meshforge_trio.store.lease import Clock, Term, boottime_ns
 from meshforge_trio.store.links import Walk
+from meshforge_trio.store.place import Place, identity, let_go
 from meshforge_trio.store.port import Attempt, Commit, Head, Lease, Mark, Output, Reading
 from meshforge_trio.store.schema import Synchronous, connect, transaction, translated
 from meshforge_trio.subjects import Scope, is_token
@@ -62,6 +64,7 @@ class SQLiteEventStore:
         self.path = path
         self.connection = connection
         self.term = term
+        self._place = Place(path)
         self._offload = offload
         self._lock = trio.Lock()
         self._pid = os.getpid()
@@ -99,12 +102,15 @@ class SQLiteEventStore:
         file = Path(path)
 
         def set_up() -> SQLiteEventStore:
+            before = identity(file)
             connection = connect(file, synchronous=synchronous, vfs=vfs)
             with contextlib.ExitStack() as undo:
-                undo.callback(connection.close)
+                undo.callback(let_go, connection)
                 term = Term(Path(f"{file}-holders"), name, ttl_s, clock)
                 undo.callback(term.end, remove=True)
                 store = cls(file, connection, term, run)
+                if before not in (None, store._place.database):
+                    raise Transient(f"{file} was replaced while it was being opened")
                 with store.writing():
                     expires_ns = term.begin(connection)
                 term.extend(expires_ns)
@@ -152,8 +158,7 @@ class SQLiteEventStore:
         For simulations. Nothing of the store works afterwards.
         """
         self._refusal = trio.ClosedResourceError(f"{self.path} was abandoned")
-        self.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        self.connection.close()
+        let_go(self.connection)
         self.term.end(remove=False)
 
     async def run(self, fn: Callable[[*_Ts], _T], *args: *_Ts, here: bool = False) -> _T:
@@ -175,13 +180,23 @@ class SQLiteEventStore:
                     if isinstance(ours, StoreBroken):
                         self._refusal = ours
                     raise ours from error
+                except StoreBroken as error:
+                    self._refusal = error
+                    raise
         return result
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[apsw.Connection]:
-        """A write transaction, and a checkpoint after it when the write-ahead log has grown."""
+        """A write transaction, and a checkpoint after it when the write-ahead log has grown.
+
+        Raises:
+            StoreBroken: the store's files are not those that were opened. What was written, if anything, is in these.
+        """
         with transaction(self.connection, "IMMEDIATE"):
             yield self.connection
+            self._place.check()
+        # COMMIT waits for the disk, the longest time in which they could be replaced.
+        self._place.check()
         if self._log_pages >= _CHECKPOINT_PAGES:
             # With another process in the way or a full disk the log goes on growing; the next write tries again.
             with contextlib.suppress(apsw.BusyError, apsw.LockedError, apsw.FullError):
@@ -203,19 +218,25 @@ class SQLiteEventStore:
     def _close(self) -> None:
         broken = self._refusal is not None
         self._refusal = trio.ClosedResourceError(f"{self.path} is closed")
-        given_up = False
-        if broken:
-            # What a failed disk holds is for the next process to judge: no checkpoint over it.
-            self.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        else:
-            with contextlib.suppress(apsw.Error):
-                with self.writing():
-                    self.term.give_up(self.connection)
-                given_up = True
+        given_up = not broken and self._give_up()
         with contextlib.suppress(apsw.Error):
-            self.connection.close()
+            if given_up:
+                self.connection.close()
+            else:
+                # What a failed disk holds is for the next process to judge: no checkpoint over it.
+                let_go(self.connection)
         # Where the row could not be given up, the file stays with its lock dropped: that tells others that it is over.
         self.term.end(remove=given_up)
+
+    def _give_up(self) -> bool:
+        try:
+            with self.writing():
+                self.term.give_up(self.connection)
+        except (apsw.Error, StoreBroken) as error:
+            ours = error if isinstance(error, StoreBroken) else translated(error, self.path)
+            structlog.get_logger("meshforge").warning("the term could not be given up", reason=str(ours))
+            return False
+        return True
 
 
 class SQLiteScopeStore:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -127,20 +128,23 @@ class Serving:
     lease: Lease
     n: int = 0
     versions: dict[str, int] = attrs.field(factory=dict)
+    chains: dict[str, bytes] = attrs.field(factory=dict)
 
     def decision(self, key: str, entity: str | None = None, names: tuple[str, ...] = ("created",)) -> Commit:
         """What a turn of one command commits: its events, its key and its entity's head."""
         commit = Commit(self.lease.epoch)
         version = self.versions.get(entity, 0) if entity is not None else 0
+        chain = self.chains.get(entity, b"") if entity is not None else b""
         for i, name in enumerate(names, 1):
             output = output_of(self.n + i, key, name=name)
             if entity is not None:
                 version += 1
-                output = attrs.evolve(output, entity_id=entity, version=version, chain=b"c%d" % version)
+                output = linked(output, entity, version, chain)
+                chain = output.chain or b""
             commit.outputs.append(output)
         commit.keys.append(KeyRecord(key, HASH, "decided", self.n + 1, self.n + len(names)))
         if entity is not None:
-            commit.heads.append(Head(entity, version, b"c%d" % version))
+            commit.heads.append(Head(entity, version, chain))
         return commit
 
     async def commit(self, commit: Commit) -> None:
@@ -148,11 +152,18 @@ class Serving:
         await self.rows.commit(commit, no_probe)
         self.n += len(commit.outputs)
         self.versions |= {head.entity_id: head.version for head in commit.heads}
+        self.chains |= {head.entity_id: head.chain for head in commit.heads}
 
 
 def output_of(n: int, key: str, kind: str = "event", name: str = "created") -> Output:
     subject = f"evt.acme.main.orders.{name}"
     return Output(n, kind, key, f"{key}_{name}", name, subject, f"msg-{key}-{n}", b'{"n":%d}' % n)  # type: ignore[arg-type]
+
+
+def linked(output: Output, entity: str, version: int, before: bytes = b"") -> Output:
+    """The same as the event of a version of an entity, after the chain `before`."""
+    chain = hashlib.sha256(before + output.body).digest()
+    return attrs.evolve(output, entity_id=entity, version=version, chain=chain)
 
 
 async def serve(store: EventStore, scope: Scope = SCOPE, server_id: str = "NATS1") -> Serving:

@@ -17,7 +17,7 @@ import pytest
 import trio
 from hypothesis import given, settings
 
-from conformance.stores import HASH, OTHER, SCOPE, WORLDS, Serving, World, everything, output_of, serve
+from conformance.stores import HASH, OTHER, SCOPE, WORLDS, Serving, World, everything, linked, output_of, serve
 from meshforge_trio.errors import Stale
 from meshforge_trio.points import Point, no_probe
 from meshforge_trio.store.port import Attempt, Commit, DeadLetter, Head, KeyRecord, Mark, Reading, Snapshot
@@ -37,7 +37,8 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 async def test_a_commit_is_read_back_whole_by_another_process(world: World) -> None:
     serving = await serve(await world.open())
-    event = attrs.evolve(output_of(1, "k1"), entity_id="e1", version=1, chain=b"c1")
+    event = linked(output_of(1, "k1"), "e1", 1)
+    assert event.chain is not None
     outputs = [
         event,
         attrs.evolve(output_of(2, "k1", "record"), entity_id="e1"),
@@ -61,7 +62,7 @@ async def test_a_commit_is_read_back_whole_by_another_process(world: World) -> N
     )
     mark = Mark(3, 17, "msg-k1-3", 2, "msg-k0-1", 99.5)
     snapshot = Snapshot("e1", 1, 3, b'{"total":1}')
-    commit = Commit(serving.lease.epoch, outputs, keys, [refusal], [Head("e1", 1, b"c1")], [snapshot])
+    commit = Commit(serving.lease.epoch, outputs, keys, [refusal], [Head("e1", 1, event.chain)], [snapshot])
     commit.attempts, commit.dead, commit.mark = [attempt, anonymous], [dead], mark
     await serving.rows.commit(commit, no_probe)
 
@@ -70,7 +71,7 @@ async def test_a_commit_is_read_back_whole_by_another_process(world: World) -> N
     assert reading == Reading(
         keys={"k1": (keys[0], outputs[:3]), "k2": (keys[1], outputs[3:4])},
         mismatches={("k1", b"other"): outputs[4:]},
-        heads={"e1": Head("e1", 1, b"c1", b'{"total":1}', 1, 3)},
+        heads={"e1": Head("e1", 1, event.chain, b'{"total":1}', 1, 3)},
         generations={},
         dead={"k2": dead},
     )
@@ -79,7 +80,7 @@ async def test_a_commit_is_read_back_whole_by_another_process(world: World) -> N
     assert not reading.mismatches, "k1 has no refusal under its own hash, and nobody sent k2 with this one"
     assert await rows.outputs_after(0, 10) == outputs
     assert await rows.history("e1", 0, 10) == [event]
-    assert await rows.heads("", 10) == [Head("e1", 1, b"c1", b'{"total":1}', 1, 3)]
+    assert await rows.heads("", 10) == [Head("e1", 1, event.chain, b'{"total":1}', 1, 3)]
     assert await rows.attempts() == [attempt, anonymous]
     assert await rows.marks() == [mark]
 
@@ -89,9 +90,9 @@ async def test_more_rows_than_any_statement_takes_are_all_there(world: World) ->
     names = [f"{i * 7919 % 1009:04d}" for i in range(333)]
     commit = Commit(serving.lease.epoch)
     for n, name in enumerate(names, 1):
-        commit.outputs.append(attrs.evolve(output_of(n, name), entity_id=name, version=1, chain=b"c"))
+        commit.outputs.append(linked(output_of(n, name), name, 1))
         commit.keys.append(KeyRecord(name, HASH, "decided", n, n))
-        commit.heads.append(Head(name, 1, b"c"))
+        commit.heads.append(Head(name, 1, commit.outputs[-1].chain or b""))
     await serving.rows.commit(commit, no_probe)
 
     for asked in (names, names[:70], names[:9], names[:4], names[:1]):
@@ -326,51 +327,6 @@ async def test_an_attempt_is_replaced_and_ended(world: World) -> None:
     assert await serving.rows.attempts() == [second, other]
     await serving.rows.commit(Commit(serving.lease.epoch, ended=["k1", "unknown"]), no_probe)
     assert await serving.rows.attempts() == [other]
-
-
-async def test_a_redriven_key_is_free_again_in_the_next_generation(world: World) -> None:
-    serving = await serve(await world.open())
-    dead = DeadLetter("k1", 0, 1, "cmd.t.w.a.b", b"", b"{}", "poison", "why", 1, 1.0, 2.0)
-    first = Commit(serving.lease.epoch, [output_of(1, "k1", "dead")], [KeyRecord("k1", HASH, "dead", 1, 1)])
-    first.dead = [dead]
-    await serving.rows.commit(first, no_probe)
-    redrive = Commit(serving.lease.epoch, redriven=[("k1", 0)])
-    await serving.rows.commit(redrive, no_probe)
-    reading = await serving.rows.read([("k1", HASH)], [])
-    assert (reading.keys, reading.generations, reading.dead) == ({}, {"k1": 1}, {})
-    with pytest.raises(Stale):
-        await serving.rows.commit(redrive, no_probe)
-    again = Commit(serving.lease.epoch, [output_of(2, "k1", "dead")], [KeyRecord("k1", HASH, "dead", 2, 2, 1)])
-    again.dead = [attrs.evolve(dead, generation=1, n=2)]
-    await serving.rows.commit(again, no_probe)
-    reading = await serving.rows.read([("k1", HASH)], [])
-    assert reading.dead == {"k1": again.dead[0]}, "the newest generation's"
-    for wrong in (("k1", 0), ("k1", 2), ("k9", 0)):
-        with pytest.raises(Stale):
-            await serving.rows.commit(Commit(serving.lease.epoch, redriven=[wrong]), no_probe)
-    assert (await serving.rows.read([("k1", HASH)], [])).generations == {"k1": 1}
-
-
-async def test_a_decided_key_is_not_freed(world: World) -> None:
-    serving = await serve(await world.open())
-    await serving.commit(serving.decision("k1", "e1"))
-    with pytest.raises(Stale):
-        await serving.rows.commit(Commit(serving.lease.epoch, redriven=[("k1", 0)]), no_probe)
-    assert "k1" in (await serving.rows.read([("k1", HASH)], [])).keys
-
-
-async def test_a_discarded_dead_letter_keeps_its_key_and_waits_no_more(world: World) -> None:
-    serving = await serve(await world.open())
-    dead = DeadLetter("k1", 0, 1, "cmd.t.w.a.b", b"", b"{}", "poison", "why", 1, 1.0, 2.0)
-    first = Commit(serving.lease.epoch, [output_of(1, "k1", "dead")], [KeyRecord("k1", HASH, "dead", 1, 1)])
-    first.dead = [dead]
-    await serving.rows.commit(first, no_probe)
-    await serving.rows.commit(Commit(serving.lease.epoch, discarded=[("k1", 0)]), no_probe)
-    reading = await serving.rows.read([("k1", HASH)], [])
-    assert reading.dead["k1"].state == "discarded"
-    for fate in (Commit(serving.lease.epoch, discarded=[("k1", 0)]), Commit(serving.lease.epoch, redriven=[("k1", 0)])):
-        with pytest.raises(Stale):
-            await serving.rows.commit(fate, no_probe)
 
 
 async def test_marks_come_newest_first_even_for_one_output(world: World) -> None:

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from chaos.evidence import Sent
+from chaos.faults.server_disk import no_room
 from chaos.history import VERSION, History, Record, read_history
 from chaos.observer import Observer, open_observer, resent
 from chaos.workload import SCOPE, command, trespass
@@ -91,6 +92,30 @@ async def test_what_was_not_answered_is_sent_again_and_stored_once(
     assert times == [2, 2]
     course = [(r.kind, r["id"]) for r in told(tmp_path, "unknown", "ok")]
     assert course == [("unknown", "c1"), ("unknown", "c2"), ("ok", "c1"), ("ok", "c2")]
+
+
+async def test_what_finds_no_room_is_sent_again_until_there_is(
+    aio_loop: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = JetStreamBroker.publish
+    refused = trio.Event()
+
+    async def noted(broker: JetStreamBroker, messages: list[Message], timeout_s: float) -> object:
+        acks = await publish(broker, messages, timeout_s)
+        if messages[0].subject.startswith("cmd.") and any(ack.error for ack in acks):
+            refused.set()
+        return acks
+
+    monkeypatch.setattr(JetStreamBroker, "publish", noted)
+    with PrivateServer(max_file_store=8 << 20) as server:
+        async with observing(server, tmp_path) as observer, trio.open_nursery() as nursery, no_room(server.url):
+            nursery.start_soon(observer.send, adds(1, 2))
+            await refused.wait()
+            assert told(tmp_path, "ok", "failed", "unknown") == []
+        assert [(record.kind, record["seq"]) for record in told(tmp_path, "ok", "failed", "unknown")] == [
+            ("ok", 1),
+            ("ok", 2),
+        ]
 
 
 async def test_a_stream_that_refuses_is_an_error(aio_loop: object, nats_server: PrivateServer, tmp_path: Path) -> None:

@@ -156,8 +156,9 @@ def test_a_rule_put_together_is_the_rule_that_is_read() -> None:
 
 def test_what_a_worker_may_do_at_a_point() -> None:
     assert kinds_at("after_store") == ("kill", "stop")
-    assert kinds_at(Point.IN_STORE) == ("kill", "full")
-    assert kinds_at("before_hold") == ("kill", "stop", "full")
+    assert kinds_at(Point.IN_STORE) == ("kill", "full", "eio_write", "eio_sync")
+    assert kinds_at("before_hold") == ("kill", "stop", "full", "eio_read", "eio_write", "eio_sync")
+    assert kinds_at("after_lease") == ("kill", "stop", "lock", "unlink", "replace")
     with pytest.raises(ValueError, match="puback"):
         kinds_at("puback")
 

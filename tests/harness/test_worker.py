@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Awaitable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 
 from chaos.agents import audit, counter, patient
 from chaos.faults.disk import FullDisk
+from chaos.faults.disk_errors import FailingDisk
 from chaos.history import VERSION, History, Record, read_history
 from chaos.plan import parse_plan
 from chaos.probe import FaultProbe
@@ -21,6 +24,7 @@ from meshforge_trio.agent import AgentAdapter, Context, Decision, Event
 from meshforge_trio.envelope import CommandEnvelope, EventEnvelope
 from meshforge_trio.errors import Refused
 from meshforge_trio.points import Point
+from meshforge_trio.policy import RetryPolicy
 
 CONTEXT = Context(now=0.0, entity_id="a", version=3)
 
@@ -143,6 +147,9 @@ def test_everything_else_is_the_agents_own(history: History) -> None:
     agent = RecordedAgent(odd, history)
     event = Event("e", {})
     assert (agent.name, agent.schema, agent.concurrent, agent.subscriptions) == ("odd", 7, False, ())
+    assert agent.retry is None
+    odd.retry = RetryPolicy(limit=7)
+    assert RecordedAgent(odd, history).retry == RetryPolicy(limit=7)
     assert RecordedAgent(audit, history).subscriptions == audit.subscriptions
     assert type(agent.initial()) is object
     assert agent.apply("state", event) == ("state", event)
@@ -170,8 +177,10 @@ def test_what_cannot_be_written_has_no_digest_and_is_passed_on(history: History,
 # -- points --------------------------------------------------------------------------------------------------------
 
 
-def probe_of(plan: str, history: History, disk: FullDisk | None = None) -> FaultProbe:
-    return FaultProbe(parse_plan(plan).of_worker(1), history, disk)
+def probe_of(
+    plan: str, history: History, disk: FullDisk | None = None, failing: FailingDisk | None = None
+) -> FaultProbe:
+    return FaultProbe(parse_plan(plan).of_worker(1), history, disk, failing)
 
 
 def test_every_hit_of_every_point_is_recorded(history: History, tmp_path: Path) -> None:
@@ -190,6 +199,11 @@ def test_every_hit_of_every_point_is_recorded(history: History, tmp_path: Path) 
         ("worker#1:received@2=stop", signal.SIGSTOP),
         ("nats:received@2=kill", signal.SIGSTOP),
         ("client:received@2=resend", signal.SIGSTOP),
+        # What lies outside the process: the server's disk, not its own; its store's lock and file.
+        ("nats:in_publish@2=full(1)", signal.SIGSTOP),
+        ("worker#1:before_mark@2=lock(1)", signal.SIGSTOP),
+        ("worker#1:before_mark@2=unlink", signal.SIGSTOP),
+        ("worker#1:before_mark@2=replace", signal.SIGSTOP),
     ],
 )
 def test_a_rule_is_recorded_and_then_acted_on(
@@ -204,7 +218,8 @@ def test_a_rule_is_recorded_and_then_acted_on(
 
     monkeypatch.setattr("chaos.probe.os.kill", kill)
     probe = probe_of(rule, history)
-    for point in (Point.RECEIVED, Point.AFTER_ACK, Point.RECEIVED, Point.RECEIVED):
+    here = Point(parse_plan(rule).rules[0].place)
+    for point in (here, Point.AFTER_ACK, here, here):
         probe(point)
     assert signals == [(os.getpid(), sent)]
     assert [record["rule"] for record in told(tmp_path, "fault")] == [rule]
@@ -220,3 +235,54 @@ def test_a_disk_is_filled_and_says_when_it_has_room_again(history: History, tmp_
     assert told(tmp_path, "healed") == []
     disk.on_healed()
     assert [record["rule"] for record in told(tmp_path, "healed")] == [rule]
+
+
+@pytest.fixture
+def failing(tmp_path: Path) -> Iterator[FailingDisk]:
+    made = FailingDisk(tmp_path / "store.db")
+    yield made
+    made.unregister()
+
+
+def outcome(connection: apsw.Connection, sql: str) -> str:
+    try:
+        connection.execute(sql).fetchall()
+    except apsw.IOError:
+        return "I/O error"
+    return "done"
+
+
+@pytest.mark.parametrize(
+    ("action", "reads", "writes"),
+    [("eio_read", "I/O error", "I/O error"), ("eio_write", "done", "I/O error"), ("eio_sync", "done", "I/O error")],
+)
+def test_a_disk_fails_from_its_rule_on(
+    history: History, tmp_path: Path, failing: FailingDisk, action: str, reads: str, writes: str
+) -> None:
+    probe = probe_of(f"worker#1:before_mark@2={action}", history, failing=failing)
+    with closing(apsw.Connection(os.fspath(tmp_path / "store.db"))) as connection:
+        connection.pragma("journal_mode", "wal")
+        connection.pragma("synchronous", "FULL")
+        connection.execute("CREATE TABLE t(x); INSERT INTO t VALUES (1)")
+        probe(Point.BEFORE_MARK)
+        assert outcome(connection, "INSERT INTO t VALUES (2)") == "done"
+        assert told(tmp_path, "fault") == []
+        probe(Point.BEFORE_MARK)
+        assert [record["rule"] for record in told(tmp_path, "fault")] == [f"worker#1:before_mark@2={action}"]
+        assert outcome(connection, "SELECT * FROM t") == reads
+        assert outcome(connection, "INSERT INTO t VALUES (3)") == writes
+        failing.heal()
+
+
+def test_what_was_read_before_is_forgotten_at_every_point(
+    history: History, tmp_path: Path, failing: FailingDisk
+) -> None:
+    """A thread that used the store when its disk failed keeps its page cache until then."""
+    probe = probe_of("worker#1:before_mark@1=eio_read", history, failing=failing)
+    probe(Point.BEFORE_MARK)
+    failing.heal()
+    with closing(apsw.Connection(os.fspath(tmp_path / "store.db"))) as connection:
+        connection.execute("CREATE TABLE t(x); INSERT INTO t VALUES (1)")
+        probe(Point.BEFORE_STORE)
+        assert outcome(connection, "SELECT * FROM t") == "I/O error"
+        failing.heal()

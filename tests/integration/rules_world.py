@@ -103,15 +103,19 @@ class Stage:
 
 
 @asynccontextmanager
-async def open_world(home: Path, server: PrivateServer, zygote: Zygote, app: str = APP) -> AsyncIterator[Stage]:
+async def open_world(
+    home: Path, server: PrivateServer, zygote: Zygote, app: str = APP, plan: str = ""
+) -> AsyncIterator[Stage]:
     """A world of its own in the directory `home`, with a minute for everything."""
     history = History.open(home / "history.jsonl", "harness")
-    history.write("header", version=VERSION, scenario="by hand", plan="", app=app)
+    history.write("header", version=VERSION, scenario="by hand", plan=plan, app=app)
     scopes = len(load_app(app).scopes(["default/demo"]))
     try:
         with trio.fail_after(DEADLINE_S):
             async with (
-                ProcessWorld(app, url=server.url, zygote=zygote, home=home, scopes=scopes) as world,
+                ProcessWorld(
+                    app, url=server.url, zygote=zygote, home=home, scopes=scopes, plan=parse_plan(plan)
+                ) as world,
                 open_observer(server.url, history=history.of("client")) as observer,
             ):
                 yield Stage(world, observer, history)

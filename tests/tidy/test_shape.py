@@ -36,13 +36,14 @@ ORDER = (
     ("asides", "redrive", "preconditions", "deadlines"),
     ("decide",),
     ("session", "protocol"),
+    ("comparison",),
     ("recovery",),
     ("engine",),
     ("health", "doctor"),
     ("health_server", "backup", "verify"),
     ("runtime", "replay", "uplink", "outgoing", "answers", "feed", "lock_client", "revise"),
     ("client", "launch", "sync_client"),
-    ("workers", "reconcile", "dead_letters", "stranded"),
+    ("workers", "takeover", "reconcile", "dead_letters", "stranded"),
     ("cli", "__main__"),
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

@@ -106,6 +106,9 @@ def test_every_subcommand_and_option_that_is_named_exists(path: Path) -> None:
     for name, rest in re.findall(r"(?:`|^|\$ )meshforge ([a-z-]+)([^`\n]*)", path.read_text(), re.MULTILINE):
         command = cli.get_command(context, name)
         assert command is not None, f"meshforge {name}"
+        if isinstance(command, click.Group) and (inner := re.match(r" ([a-z]+)", rest)):
+            command = command.get_command(context, inner[1])
+            assert command is not None, f"meshforge {name}{rest}"
         known = {option for parameter in command.params for option in parameter.opts}
         assert set(re.findall(r"(?<!\S)--[a-z-]+", rest)) <= known, f"meshforge {name}{rest}"
 

@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from chaos.faults.disk import FullDisk
+from chaos.faults.disk_errors import FailingDisk
 from meshforge_trio.errors import Misconfigured, StoreBroken, StoreFull
 from meshforge_trio.points import no_probe
 from meshforge_trio.store import schema
@@ -140,7 +141,7 @@ async def test_another_programs_database_is_refused_and_left_alone(tmp_path: Pat
 async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     path.write_bytes(b"not a database " * 1000)
-    with pytest.raises(StoreBroken, match=r"damaged or not a database.*restore a backup"):
+    with pytest.raises(StoreBroken, match=r"damaged or not a database.*`meshforge restore BACKUP`"):
         await SQLiteEventStore.open(path)
 
 
@@ -279,6 +280,27 @@ async def test_the_events_view_shows_scopes_names_and_text(tmp_path: Path) -> No
     assert [row[:7] for row in found] == [("acme", "main", "orders", None, None, "e", f"k{n}_e") for n in (1, 2)]
     assert found[0][7] == "x" * 700
     connection.close()
+
+
+async def test_a_disk_that_fails_at_the_end_gets_no_checkpoint(tmp_path: Path) -> None:
+    """The log stays as it is: what of it the disk has kept is for the next process to find out."""
+    path = tmp_path / "store.db"
+    disk = FailingDisk(path)
+    try:
+        store = await SQLiteEventStore.open(path, ttl_s=600)
+        assert await store.scope(SCOPE).take_lease("NATS1") is not None
+        disk.fail("sync", "wal")
+        before = path.read_bytes()
+        await store.close()
+    finally:
+        disk.unregister()
+    assert (disk.failures, path.read_bytes()) == (1, before)
+    assert "store.db-wal" in names(tmp_path)
+    successor = await SQLiteEventStore.open(path, ttl_s=600)
+    lease = await successor.scope(SCOPE).take_lease("NATS1")
+    assert lease is not None
+    assert (lease.epoch, lease.clean) == (2, False)
+    await successor.close()
 
 
 async def test_a_store_closed_on_a_full_disk_is_taken_over_at_once(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -36,8 +37,9 @@ class Served:
         for n, entity in enumerate(entities, len(self.outputs) + 1):
             version = heads[entity].version + 1 if entity in heads else 1
             output = Output(n, "event", f"k{n}", f"k{n}_e", "e", "evt.a.b.c.e", f"m{n}", b'{"n":%d}' % n)
-            commit.outputs.append(attrs.evolve(output, entity_id=entity, version=version, chain=b"c%d" % version))
-            heads[entity] = Head(entity, version, b"c%d" % version)
+            chain = hashlib.sha256((heads[entity].chain if entity in heads else b"") + output.body).digest()
+            commit.outputs.append(attrs.evolve(output, entity_id=entity, version=version, chain=chain))
+            heads[entity] = Head(entity, version, chain)
         commit.heads = [heads[entity] for entity in dict.fromkeys(entities)]
         return commit
 
@@ -164,6 +166,58 @@ async def test_a_link_that_breaks_after_it_was_walked_is_found_by_the_next_page(
         await served.rows.history("a", 2, 2)
 
 
+# -- changed bits ------------------------------------------------------------------------------------------------
+
+FLIPS = {
+    "body": f"UPDATE outputs SET body = x'7b7d' WHERE id = {BASE + 3}",
+    "chain": f"UPDATE outputs SET chain = x'00' WHERE id = {BASE + 3}",
+    "body of the newest": f"UPDATE outputs SET body = x'7b7d' WHERE id = {BASE + 5}",
+    "chain of the newest": f"UPDATE outputs SET chain = x'00' WHERE id = {BASE + 5}",
+    "head": "UPDATE heads SET chain = x'00' WHERE entity_id = 'a'",
+}
+SAID = r"damaged.*(version [23] of entity 'a'|hang together|ends at version 3)"
+
+
+@pytest.mark.parametrize("sql", FLIPS.values(), ids=FLIPS)
+@pytest.mark.parametrize("saved", [0, 1])
+async def test_what_was_not_written_so_is_not_read(served: Served, sql: str, saved: int) -> None:
+    """With a snapshot of version 1 the chain goes on from its event."""
+    commit = served.turn(*"ababab")
+    commit.snapshots = [Snapshot("a", saved, 1, b"{}")] if saved else []
+    await served.commit(commit)
+    assert len((await served.rows.read([], ["a", "b"])).heads) == 2
+    served.tampered(sql)
+    assert (await served.rows.read([], ["b"])).heads["b"].version == 3
+    with pytest.raises(StoreBroken, match=SAID):
+        await served.rows.read([], ["a"])
+
+
+@pytest.mark.parametrize("sql", FLIPS.values(), ids=FLIPS)
+@pytest.mark.parametrize("limit", [1, 2, 10])
+@pytest.mark.parametrize("after", [0, 1])
+async def test_a_history_ends_at_what_was_not_written_so(served: Served, sql: str, limit: int, after: int) -> None:
+    await served.commit(served.turn(*"ababab"))
+    served.tampered(sql)
+
+    async def read_on() -> None:
+        read = after
+        while page := await served.rows.history("a", read, limit):
+            read += len(page)
+
+    with pytest.raises(StoreBroken, match=SAID):
+        await read_on()
+
+
+async def test_a_snapshot_without_its_event_is_no_beginning(served: Served) -> None:
+    commit = served.turn(*"aaa")
+    commit.snapshots = [Snapshot("a", 1, 1, b"{}")]
+    await served.commit(commit)
+    served.tampered(f"DELETE FROM outputs WHERE id = {BASE + 1}")
+    with pytest.raises(StoreBroken, match="the event of version 2 of entity 'a'"):
+        await served.rows.read([], ["a"])
+    served.tampered("DELETE FROM snapshots")
+
+
 async def read_all(history: History, limit: int) -> list[Output]:
     found: list[Output] = []
     while page := await history("a", len(found), limit):
@@ -197,10 +251,15 @@ async def test_what_was_walked_is_remembered_only_while_it_holds(served: Served)
     assert await history("b", 9, 9) == await history("c", 0, 9) == []
     assert await history("a", 0, 2) == served.of("a")[:2]
     # Heads are moved by hand: what is remembered lies beside the chain, first at its height, then above it.
-    served.tampered(f"UPDATE outputs SET entity_id = 'a', version = 4, prev = 4 WHERE id = {BASE + 7}")
-    served.tampered("UPDATE heads SET last_n = 7 WHERE entity_id = 'a'")
+    third, moved = served.of("a")[2], served.outputs[6]
+    chain = hashlib.sha256((third.chain or b"") + moved.body).hexdigest()
+    served.tampered(
+        f"UPDATE outputs SET entity_id = 'a', version = 4, prev = 4, chain = x'{chain}' WHERE id = {BASE + 7}"
+    )
+    served.tampered(f"UPDATE heads SET last_n = 7, chain = x'{chain}' WHERE entity_id = 'a'")
     assert [output.n for output in await history("a", 0, 9)] == [1, 2, 4, 7]
-    served.tampered("UPDATE heads SET version = 3, last_n = 4 WHERE entity_id = 'a'")
+    chain = (third.chain or b"").hex()
+    served.tampered(f"UPDATE heads SET version = 3, last_n = 4, chain = x'{chain}' WHERE entity_id = 'a'")
     assert await history("a", 0, 9) == served.of("a")[:3]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -156,14 +157,16 @@ class StoreMachine(RuleBasedStateMachine):
         newest = len(scope.outputs)
         commit = Commit(epoch, mark=Mark(newest, self.turns, f"m{self.turns}", 0, "", 0.0))
         versions = {entity: scope.versions.get(entity, 0) + skew for _, entity in commands if entity}
+        chains = {output.entity_id: output.chain or b"" for output in scope.outputs}
         for n, (key, entity) in enumerate(commands, newest + 1):
             output = Output(n, "event", key, f"{key}_e", "e", "evt.a.b.c.e", f"m{n}", b"%d" % self.turns)
             if entity:
                 versions[entity] += 1
-                output = attrs.evolve(output, entity_id=entity, version=versions[entity], chain=b"c")
+                chains[entity] = hashlib.sha256(chains.get(entity, b"") + output.body).digest()
+                output = attrs.evolve(output, entity_id=entity, version=versions[entity], chain=chains[entity])
             commit.outputs.append(output)
             commit.keys.append(KeyRecord(key, b"h", "decided", n, n))
-        commit.heads = [Head(entity, version, b"c") for entity, version in versions.items()]
+        commit.heads = [Head(entity, version, chains[entity]) for entity, version in versions.items()]
         return commit
 
     @rule(process=PROCESSES, killed=st.booleans())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -31,13 +32,13 @@ Ts = TypeVarTuple("Ts")
 
 def decisions(epoch: int, first: int, count: int, body: bytes = b"{}") -> Commit:
     """`count` commands, each with one event of an entity of its own."""
-    commit = Commit(epoch)
+    commit, chain = Commit(epoch), hashlib.sha256(body).digest()
     for n in range(first, first + count):
         name = f"{n:09d}"
-        output = Output(n, "event", name, f"{name}_created", "created", "evt.acme.main.orders.created", name, body)
-        commit.outputs.append(attrs.evolve(output, entity_id=name, version=1, chain=b"c"))
+        event = (f"{name}_created", "created", "evt.acme.main.orders.created")
+        commit.outputs.append(Output(n, "event", name, *event, name, body, name, 1, chain))
         commit.keys.append(KeyRecord(name, b"h", "decided", n, n))
-        commit.heads.append(Head(name, 1, b"c"))
+        commit.heads.append(Head(name, 1, chain))
     return commit
 
 

@@ -48,7 +48,7 @@ MUTANTS: Final[Sequence[Mutant]] = (
         grounds.refusals,
         Edit(
             "meshforge_trio.decide",
-            "        if first != incoming.hash:\n            return self._mismatch(incoming)\n",
+            '        if first not in (b"", incoming.hash):\n            return self._mismatch(incoming)\n',
             "",
         ),
     ),

@@ -25,9 +25,15 @@ MUTANTS: Final[Sequence[Mutant]] = (
         "newest-mark-trusted",
         "R3",
         "G4",
-        "Takes the newest mark for true without asking the stream whether it still holds what the mark names.",
+        "Takes the newest mark for true without asking the stream whether it still holds what the mark names. What is "
+        "compared below a mark must be overlooked for it: that finds what such a mark would hide.",
         grounds.copied_and_rolled_back,
         Edit(_RECOVERY, "    for mark in marks:\n", "    for mark in marks:\n        return mark\n"),
+        Edit(
+            _RECOVERY,
+            "    broker, mark = session.broker, session.mark\n    if session.lease.clean",
+            "    broker, mark = session.broker, session.mark\n    if session.lease.epoch or session.lease.clean",
+        ),
     ),
     mutant(
         "one-mark-kept",
@@ -84,8 +90,7 @@ MUTANTS: Final[Sequence[Mutant]] = (
         grounds.set_aside_beyond_the_window,
         Edit(
             _RECOVERY,
-            "    in_failed = {m.msg_id: m.seq for m in await _read_all("
-            "session, FAILED, failed_filter, session.mark.failed_seq + 1)}\n",
+            "    in_failed = {message.msg_id: message.seq for message in dead}\n",
             "    in_failed: dict[str, int] = {}\n",
         ),
     ),

@@ -38,8 +38,8 @@ MUTANTS: Final[Sequence[Mutant]] = (
         grounds.killed_after_store,
         Edit(
             "meshforge_trio.recovery",
-            "    while page := await session.rows.outputs_after(session.mark.n, _PAGE):\n        present",
-            "    for page in ():\n        present",
+            "    while page := await session.rows.outputs_after(n, _PAGE):\n        missing",
+            "    for page in ():\n        missing",
         ),
     ),
     mutant(
@@ -48,11 +48,19 @@ MUTANTS: Final[Sequence[Mutant]] = (
         "G4",
         "Recovers when the process starts and never again: a server that goes back in time under it is not noticed.",
         grounds.copied_and_rolled_back,
-        Edit(_ENGINE, "        self._last_epoch = -1\n", "        self._last_epoch = -1\n        self._fresh = True\n"),
         Edit(
-            _ENGINE,
-            "            await recover(session)\n",
-            "            if self._fresh:\n                await recover(session)\n            self._fresh = False\n",
+            "meshforge_trio.recovery",
+            "_PAGE: Final = 256\n",
+            "_PAGE: Final = 256\n_served: Final[set[Scope]] = set()\n",
+        ),
+        Edit(
+            "meshforge_trio.recovery",
+            "    at(BEFORE_RECOVERY)\n",
+            "    at(BEFORE_RECOVERY)\n"
+            "    if scope in _served:\n"
+            "        at(AFTER_RECOVERY)\n"
+            "        return 0\n"
+            "    _served.add(scope)\n",
         ),
     ),
     mutant(

@@ -1,0 +1,1 @@
+"""Doctor: settings, store, server and streams held against what the guarantees need."""
