@@ -18,6 +18,7 @@ from chaos.faults.disk import FullDisk
 from meshforge_trio import backup as module
 from meshforge_trio.backup import ScopeCopy, back_up
 from meshforge_trio.errors import Misconfigured, StoreBroken, StoreFull
+from meshforge_trio.store.schema import MIGRATIONS
 from meshforge_trio.store.sqlite import SQLiteEventStore, inline
 
 
@@ -51,7 +52,7 @@ def test_a_copy_holds_everything_and_is_one_private_file(path: Path, tmp_path: P
         path=str(tmp_path / "b.db"),
         store=str(path),
         bytes=(tmp_path / "b.db").stat().st_size,
-        schema=2,
+        schema=len(MIGRATIONS),
         outputs=192,
         scopes=[ScopeCopy(f"t/{w}/counter", 96, 96, 2, 3) for w in ("other", "w")],
         verified=True,

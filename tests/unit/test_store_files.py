@@ -122,7 +122,7 @@ async def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
         connection.pragma("user_version", 99)
     connection.close()
     before = path.read_bytes()
-    with pytest.raises(Misconfigured, match=r"schema version 99.*knows up to 2.*pip install --upgrade"):
+    with pytest.raises(Misconfigured, match=r"schema version 99.*knows up to 3.*pip install --upgrade"):
         await SQLiteEventStore.open(path)
     assert path.read_bytes() == before
 

@@ -16,8 +16,8 @@ _SESSION: Final = "meshforge_trio.session"
 
 _UNBOUNDED: Final = Edit(
     _SESSION,
-    "            [as_message(output) for output in outputs], min(left, self.settings.publish_timeout_s)\n",
-    "            [as_message(output) for output in outputs], self.settings.publish_timeout_s\n",
+    "for output in outputs], min(left, self.settings.publish_timeout_s)\n",
+    "for output in outputs], self.settings.publish_timeout_s\n",
 )
 
 MUTANTS: Final[Sequence[Mutant]] = (
@@ -103,7 +103,8 @@ MUTANTS: Final[Sequence[Mutant]] = (
         Edit(
             _SESSION,
             "        acks = await self.broker.publish(\n"
-            "            [as_message(output) for output in outputs], min(left, self.settings.publish_timeout_s)\n"
+            "            [self._signed(as_message(output)) for output in outputs], min(left, "
+            "self.settings.publish_timeout_s)\n"
             "        )\n",
             "        messages = [as_message(output) for output in outputs]\n"
             "        try:\n"

@@ -70,19 +70,19 @@ MUTANTS: Final[Sequence[Mutant]] = (
         grounds.refusals,
         Edit(
             _DECIDE,
-            'cause, "conflict", payload, entity_id=command.entity_id, kind="record")\n',
+            'call.cause, "conflict", told, entity_id=incoming.entity_id, kind="record")\n',
             "\n"
-            '            cause, "conflict", payload, entity_id=command.entity_id, version=version, chain=entity.chain\n'
-            "        )\n"
-            "        assert draft.chain is not None\n"
-            "        raised = attrs.evolve(entity, version=version, chain=draft.chain)\n"
-            "        self._entities.advance(command.entity_id, raised)\n",
+            '                call.cause, "conflict", told, entity_id=incoming.entity_id, version=version,\n'
+            "                chain=call.entity.chain,\n"
+            "            )\n"
+            "            assert draft.chain is not None\n"
+            "            raised = attrs.evolve(call.entity, version=version, chain=draft.chain)\n"
+            "            self._entities.advance(incoming.entity_id, raised)\n",
         ),
         Edit(
             _DECIDE,
-            '            "reason": "optimistic locking failure: version mismatch",\n        }\n',
-            '            "reason": "optimistic locking failure: version mismatch",\n        }\n'
-            "        version = entity.version + 1\n",
+            "        if told is not None:\n",
+            "        if told is not None:\n            version = call.entity.version + 1\n",
         ),
     ),
     mutant(
