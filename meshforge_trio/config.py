@@ -134,6 +134,7 @@ class Settings:
     `permissions` are rules as in `permissions.parse_rule`: who may send what to whom.
     `signing_keys` are lines as in `signing.parse_key`; with any, every command has to be signed by one of them.
     `signing_seed_file` is the key that this process signs with.
+    `lock_manager` serves `sys_lock_manager` beside the app's agents.
     `principal` is who the commands of the command line come from (the login name unless set).
     `health_port` is where the health endpoint listens on `health_host`, 0 for none; worker N adds N.
     `agents` holds what is set for single agents: keys of `RetryPolicy` in `[agents.<name>.retry]`.
@@ -153,6 +154,7 @@ class Settings:
     permissions: tuple[str, ...] = attrs.field(default=(), validator=_rules)
     signing_keys: tuple[str, ...] = attrs.field(default=(), validator=_signing_keys)
     signing_seed_file: Path | None = None
+    lock_manager: bool = False
     lease_ttl_s: float = attrs.field(default=5.0, validator=_between(0.1, 600))
     drain_s: float = attrs.field(default=10.0, validator=_between(0.0, 3600))
     health_port: int = attrs.field(default=0, validator=_between(0, 65_535))

@@ -26,6 +26,7 @@ from meshforge_trio.clock import SystemClock
 from meshforge_trio.config import Settings
 from meshforge_trio.doctor.local import check_start
 from meshforge_trio.errors import Misconfigured, Transient
+from meshforge_trio.locks import LOCK_MANAGER, LockManagerAdapter
 from meshforge_trio.metrics import WorkerMetrics
 from meshforge_trio.points import Probe, no_probe
 from meshforge_trio.policy import Disposition, ExitCode, backoff, disposition, worst
@@ -40,7 +41,7 @@ from meshforge_trio.runtime import (
 )
 from meshforge_trio.store.sqlite import SQLiteEventStore
 
-__all__ = ["adapter_of", "connect_options", "load_app", "pull_expires_s", "run_app", "serve"]
+__all__ = ["adapter_of", "connect_options", "load_app", "pull_expires_s", "run_app", "serve", "with_components"]
 
 _ATTRIBUTE: Final = "app"
 _PULL_EXPIRES_S_MAX: Final = 10.0
@@ -55,7 +56,14 @@ def run_app(app_spec: str, settings: Settings, *, probe: Probe = no_probe, worke
     Raises:
         Misconfigured: the app cannot be loaded.
     """
-    return serve(load_app(app_spec), settings, probe=probe, worker=worker, workers=workers)
+    return serve(with_components(load_app(app_spec), settings), settings, probe=probe, worker=worker, workers=workers)
+
+
+def with_components(app: App, settings: Settings) -> App:
+    """The app and what the settings switch on beside it."""
+    if not settings.lock_manager or any(agent.name == LOCK_MANAGER for agent in app.agents):
+        return app
+    return App([*app.agents, LockManagerAdapter()])
 
 
 def serve(app: App, settings: Settings, *, probe: Probe = no_probe, worker: int = 0, workers: int = 1) -> int:

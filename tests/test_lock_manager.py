@@ -14,9 +14,12 @@ from integration.client_world import DEADLINE_S, KIM, dial, serving
 
 from meshforge_trio.broker.jetstream import open_broker
 from meshforge_trio.client import HeldLock, LockDenied, LockLost, MeshClient
+from meshforge_trio.config import Settings
 from meshforge_trio.crud import crud_agent
 from meshforge_trio.envelope import EventEnvelope, SecurityContext, decode_event
+from meshforge_trio.launch import with_components
 from meshforge_trio.locks import LOCK_MANAGER, LockManagerAdapter
+from meshforge_trio.runtime import App
 from meshforge_trio.server import PrivateServer
 from meshforge_trio.subjects import EVENTS
 
@@ -183,3 +186,12 @@ async def test_without_the_lock_manager_nothing_answers(
             await acquire(mesh, "kim", 1.0)
     assert waited.cancelled_caught
     assert await events_of(nats_server) == []
+
+
+def test_the_lock_manager_is_there_where_the_settings_say_so() -> None:
+    app = App([crud_agent("order")])
+    assert with_components(app, Settings()) is app
+    names = [agent.name for agent in with_components(app, Settings(lock_manager=True)).agents]
+    assert names == ["order", LOCK_MANAGER]
+    own = App([crud_agent("order"), LockManagerAdapter(ttl_max_s=5.0)])
+    assert with_components(own, Settings(lock_manager=True)) is own, "an app may bring its own"

@@ -23,7 +23,7 @@ from meshforge_trio.doctor.rules import Finding, Severity
 from meshforge_trio.doctor.streams import examine_consumers, examine_server, examine_streams
 from meshforge_trio.doctor.syncing import Syncing, examine_syncing, of_config_file, of_monitor
 from meshforge_trio.errors import SessionLost
-from meshforge_trio.launch import connect_options, load_app
+from meshforge_trio.launch import connect_options, load_app, with_components
 from meshforge_trio.policy import ExitCode, RetryPolicy
 from meshforge_trio.runtime import App
 from meshforge_trio.store.port import Mark
@@ -84,7 +84,9 @@ def doctor(
         syncing = of_config_file(server_config)
     elif monitor is not None:
         syncing = of_monitor(monitor)
-    case = _Case(common.settings, None if app is None else load_app(app), durable, syncing)
+    case = _Case(
+        common.settings, None if app is None else with_components(load_app(app), common.settings), durable, syncing
+    )
     findings, unreachable = trio.run(_examine, case)
     if common.as_json:
         for finding in findings:

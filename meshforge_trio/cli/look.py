@@ -21,7 +21,7 @@ from meshforge_trio.cli.options import (
     workspace_option,
 )
 from meshforge_trio.cli.reader import ScopeFile, read_store
-from meshforge_trio.launch import adapter_of, load_app
+from meshforge_trio.launch import adapter_of, load_app, with_components
 from meshforge_trio.policy import ExitCode
 from meshforge_trio.replay import state_at
 from meshforge_trio.store.port import Output
@@ -116,7 +116,7 @@ def state(agent: str, entity: str, app: str, version: int | None, **given: Any) 
     """
     common = Common.take(given, log_level="warning")
     scope = checked_scope(common, agent)
-    adapter = adapter_of(load_app(app), agent)
+    adapter = adapter_of(with_components(load_app(app), common.settings), agent)
     with read_store(common.settings.store) as store:
         found = trio.run(state_at, store.rows(scope), adapter, entity, version)
     if found.version == 0 or (version is not None and found.version < version):

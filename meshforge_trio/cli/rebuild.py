@@ -15,7 +15,7 @@ from meshforge_trio.agent import AgentAdapter
 from meshforge_trio.cli.options import Common, common_options, print_json, store_option, workspaces_option
 from meshforge_trio.cli.reader import ScopeFile, StoreFile, read_store
 from meshforge_trio.errors import Misconfigured
-from meshforge_trio.launch import adapter_of, load_app
+from meshforge_trio.launch import adapter_of, load_app, with_components
 from meshforge_trio.policy import ExitCode
 from meshforge_trio.replay import ReplayReport, replay_scope, state_hash
 from meshforge_trio.subjects import Scope
@@ -41,7 +41,7 @@ def replay(app: str, scope: str | None, **given: Any) -> int:
     Exit code 1 when something differs; the first event that does is named.
     """
     common = Common.take(given, log_level="warning")
-    loaded = load_app(app)
+    loaded = with_components(load_app(app), common.settings)
     reports: list[ReplayReport] = []
     with read_store(common.settings.store) as store:
         chosen = [store.rows(each) for each in _chosen(store, scope, common)]
@@ -83,7 +83,7 @@ def hash_(app: str, scope: str | None, **given: Any) -> int:
     Equal histories have equal hashes, in whatever process they are computed.
     """
     common = Common.take(given, log_level="warning")
-    loaded = load_app(app)
+    loaded = with_components(load_app(app), common.settings)
     with read_store(common.settings.store) as store:
         for each in _chosen(store, scope, common):
             _print_hash(store.rows(each), adapter_of(loaded, each.agent), as_json=common.as_json)

@@ -9,7 +9,7 @@ import click
 import structlog
 
 from meshforge_trio.cli.options import Common, common_options, store_option, url_option, workspaces_option
-from meshforge_trio.launch import load_app, run_app
+from meshforge_trio.launch import load_app, run_app, with_components
 from meshforge_trio.workers import end_with_parent, supervise
 
 __all__ = ["run"]
@@ -42,7 +42,7 @@ def run(app: str, workers: int, worker: int | None, parent_fd: int | None, **giv
     if workers == 1 or worker is not None:
         return run_app(app, common.settings, worker=worker or 0, workers=workers)
     # What no worker could ever serve is found before the first is started.
-    load_app(app).scopes(common.settings.workspaces)
+    with_components(load_app(app), common.settings).scopes(common.settings.workspaces)
     return supervise(_worker_command(app, workers, common), workers, common.settings.drain_s)
 
 
