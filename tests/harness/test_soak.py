@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import pytest
@@ -25,6 +25,8 @@ from chaos.mutants.catalogue import CATALOGUE
 from chaos.mutants.patch import Patch
 from chaos.plan import Plan, parse_plan
 from chaos.verdict import Status
+from chaos.zygote import Worker, Zygote
+from meshforge_trio.server import PrivateServer
 
 CLAIMS = ("G1", "G2", "G3", "G4", "G5", "G6", "G7", "G8", "G9", "G11", "G12", "G13")
 
@@ -249,6 +251,26 @@ async def test_a_planted_bug_is_found(tmp_path: Path) -> None:
     assert any("G2 broken" in text for text in result.broken)
     # What is needed to look at it stays.
     assert {"image-1", "history.jsonl", "run.json"} <= {path.name for path in (tmp_path / "round-1").iterdir()}
+
+
+def test_a_worker_that_is_just_being_forked_is_nobodys_victim(tmp_path: Path) -> None:
+    world = SoakWorld(
+        "app",
+        url="",
+        zygote=cast(Zygote, None),
+        home=tmp_path,
+        scopes=1,
+        server=PrivateServer(),
+        size=3,
+        plan_of=lambda _: (),
+    )
+    forking, there, survivor = (Worker(number, tmp_path, pid=pid) for number, pid in ((3, 0), (2, 22), (1, 11)))
+    world.workers += [forking, there, survivor]
+    assert world.living == [there, survivor]
+    assert world.mortals == [there]
+    there.ended.set()
+    assert world.mortals == []
+    world.history.close()
 
 
 @pytest.mark.slow
