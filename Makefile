@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= 3
 SOURCES := meshforge_trio chaos tests scenarios benchmarks examples
 
-.PHONY: help install demo test check gate bench bench-chaos format clean
+.PHONY: help install demo test check gate soak bench bench-chaos bench-recovery format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -37,11 +37,17 @@ check: install  ## lint, types, and the shape of the code
 gate: install  ## kill at every point, run every scenario, catch every planted bug: the profile for pull requests
 	$(BIN)/meshforge-chaos gate --profile pr --report build/gate $(ARGS)
 
+soak: install  ## an hour of mixed load and random faults from a printed seed: ARGS='--minutes 3'
+	$(BIN)/python -m benchmarks.soak $(ARGS)
+
 bench: install  ## throughput, latency, recovery, memory
 	$(BIN)/python -m benchmarks.throughput $(ARGS)
 
 bench-chaos: install  ## kills per second, the gate's duration, how often a reported plan reproduces
 	$(BIN)/python -m benchmarks.chaos $(ARGS)
+
+bench-recovery: install  ## how long it takes to be back after the death of a worker, of the server, and at the start
+	$(BIN)/python -m benchmarks.recovery $(ARGS)
 
 format: install  ## format the code
 	$(BIN)/ruff check --fix --select I $(SOURCES)

@@ -1,9 +1,10 @@
 """Agents to be killed: between them they take every path of the protocol.
 
-`counter` keeps a sum: decisions that depend on state, refusals, one that is not repeatable, one that always raises,
-one that kills its process, one that never returns, one whose event no broker takes, one that sends a command, a query
-that always raises. `audit` listens to it and takes its commands. `patient` awaits in its handlers, for as long as it is
-told.
+`counter` keeps a sum: decisions that depend on state, refusals, one that is not repeatable, one that always raises, two
+that fail until the sum covers them, one that kills its process and one that leaves it, one that never returns, one
+whose event no broker takes, two that send commands, a query that always raises. `audit` listens to it and takes its
+commands. `patient` awaits in its handlers, for as long as it is told. `moody` has a policy of its own for what its
+handlers raise.
 """
 
 from __future__ import annotations
@@ -17,10 +18,21 @@ import trio
 
 from meshforge_trio.agent import Agent, Context, Event, Reply, Send
 from meshforge_trio.envelope import EventEnvelope, JsonObject
-from meshforge_trio.errors import Refused
+from meshforge_trio.errors import Poison, Refused
+from meshforge_trio.policy import RetryPolicy
 from meshforge_trio.runtime import App
 
-__all__ = ["app", "audit", "counter", "counter_and_audit", "counter_only", "patient", "patient_only"]
+__all__ = [
+    "app",
+    "audit",
+    "counter",
+    "counter_and_audit",
+    "counter_and_moody",
+    "counter_only",
+    "moody",
+    "patient",
+    "patient_only",
+]
 
 
 @attrs.frozen
@@ -32,6 +44,13 @@ class Amount:
 
 @attrs.frozen
 class Added:
+    amount: int
+    total: int
+    entity_version: int = 0
+
+
+@attrs.frozen
+class Drawn:
     amount: int
     total: int
     entity_version: int = 0
@@ -83,9 +102,36 @@ def tell(total: int, payload: Amount, ctx: Context) -> list[object]:
     return [Added(0, total), note]
 
 
+@counter.command("fund")
+def fund(total: int, payload: Amount, ctx: Context) -> list[object]:
+    return [Added(0, total), Send("moody", "add", {"amount": payload.amount}, entity_id=ctx.entity_id)]
+
+
 @counter.command("explode")
 def explode(total: int, payload: Amount, ctx: Context) -> Added:
     raise RuntimeError("boom")
+
+
+@counter.command("draw")
+def draw(total: int, payload: Amount, ctx: Context) -> Drawn:
+    """Fails while the sum does not cover it: whoever adds mends it."""
+    if payload.amount > total:
+        raise ArithmeticError(f"{payload.amount} is more than {total}")
+    return Drawn(payload.amount, total - payload.amount)
+
+
+@counter.command("charge")
+def charge(total: int, payload: Amount, ctx: Context) -> Drawn:
+    """The same, and gives up at once."""
+    if payload.amount > total:
+        raise Poison(f"{payload.amount} is more than {total}", code="not_covered")
+    return Drawn(payload.amount, total - payload.amount)
+
+
+@counter.command("quit")
+def leave(total: int, payload: Amount, ctx: Context) -> Added:
+    """Ends its process in the middle of everything."""
+    os._exit(1)
 
 
 @counter.command("die")
@@ -131,6 +177,11 @@ def bloated(total: int, payload: JsonObject) -> int:
     return total
 
 
+@counter.event("drawn")
+def drawn(total: int, event: Drawn) -> int:
+    return event.total
+
+
 audit: Agent[list[str]] = Agent("audit", state=list, initial=list)
 
 
@@ -146,6 +197,14 @@ def _dice(event: EventEnvelope) -> str:
 @audit.on("counter", "rolled", entity=_dice)
 def saw_dice(lines: list[str], payload: JsonObject, ctx: Context) -> Event:
     return Event("seen", {"amount": payload["pips"]})
+
+
+@audit.on("counter", "drawn")
+def saw_drawn(lines: list[str], payload: JsonObject, ctx: Context) -> Event:
+    """Cannot use it in an empty book: a note mends that."""
+    if not lines:
+        raise Poison(f"nothing is written of {ctx.entity_id}", code="empty")
+    return Event("seen", {"amount": -payload["amount"]})
 
 
 @audit.command("note")
@@ -196,6 +255,71 @@ def waited(total: int, event: Waited) -> int:
     return total
 
 
+moody: Agent[int] = Agent(
+    "moody",
+    state=int,
+    initial=int,
+    retry=RetryPolicy(
+        limit=3,
+        delays_s=(0.05,),
+        hold_entity=False,
+        handler_limit_s=0.8,
+        transient=(KeyError,),
+        poison=(LookupError,),
+        refused=(PermissionError,),
+    ),
+)
+
+
+@moody.command("add")
+async def add_in_a_mood(total: int, payload: Amount, ctx: Context) -> Added:
+    return Added(payload.amount, total + payload.amount)
+
+
+@moody.command("draw")
+async def draw_in_a_mood(total: int, payload: Amount, ctx: Context) -> Drawn:
+    """Fails while the sum does not cover it, and waits for nobody: whoever adds may pass."""
+    if payload.amount > total:
+        raise ArithmeticError(f"{payload.amount} is more than {total}")
+    return Drawn(payload.amount, total - payload.amount)
+
+
+@moody.command("forbid")
+async def forbid(total: int, payload: Amount, ctx: Context) -> Added:
+    raise PermissionError("not you")
+
+
+@moody.command("miss")
+async def miss(total: int, payload: Amount, ctx: Context) -> Added:
+    raise IndexError("not there")
+
+
+@moody.command("stray")
+async def stray(total: int, payload: Amount, ctx: Context) -> Added:
+    raise KeyError("not there yet")
+
+
+@moody.command("wait")
+async def wait_in_a_mood(total: int, payload: Wait, ctx: Context) -> Waited:
+    await trio.sleep(payload.seconds)
+    return Waited(payload.seconds)
+
+
+@moody.event("added")
+def added_in_a_mood(total: int, event: Added) -> int:
+    return event.total
+
+
+@moody.event("drawn")
+def drawn_in_a_mood(total: int, event: Drawn) -> int:
+    return event.total
+
+
+@moody.event("waited")
+def waited_in_a_mood(total: int, event: Waited) -> int:
+    return total
+
+
 app = App([counter, audit, patient])
 #: The two that `chaos.workload.every_path` needs: a sweep starts thousands of workers.
 counter_and_audit = App([counter, audit])
@@ -203,3 +327,5 @@ counter_and_audit = App([counter, audit])
 counter_only = App([counter])
 #: For what takes its time: deliveries that are long in hand, turns that overlap.
 patient_only = App([patient])
+#: Two policies of retries side by side, the general one and one of its own.
+counter_and_moody = App([counter, moody])

@@ -86,7 +86,8 @@ class Evidence:
 
     `final` is false for a corpse: before recovery has run. `sent` is what had been sent by then, `history` what had
     happened. `limit` is how often a handler may be called (0: not to be judged). `rebuilt` are state hashes by scope,
-    computed from the store by other processes, each under another hash seed, time zone and clock.
+    computed from the store by other processes, each under another hash seed, time zone and clock. `logs` are what the
+    workers said, of the end only: a corpse knows no moment of theirs.
     """
 
     rows: Rows
@@ -99,6 +100,7 @@ class Evidence:
     history: Sequence[Record] = ()
     limit: int = 0
     rebuilt: Mapping[Scope, Sequence[str]] = attrs.field(factory=dict)
+    logs: Sequence[str] = ()
 
     @property
     def calls(self) -> Mapping[tuple[str, str], int]:
@@ -161,10 +163,16 @@ def load_image(image: Path, **more: Any) -> Evidence:
             failed=streams[FAILED],
             facts=facts,
             final=bool(told["final"]),
+            logs=_logs(image.parent) if told["final"] else (),
             **more,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RowsError) as error:
         raise ImageError(f"{image} is no image of a run, or a damaged one: {type(error).__name__}: {error}") from error
+
+
+def _logs(home: Path) -> Sequence[str]:
+    """What each worker of a run said."""
+    return [path.read_text(errors="replace") for path in sorted(home.glob("worker-*.log"))]
 
 
 def _messages(path: Path, count: int) -> Sequence[StoredMessage]:

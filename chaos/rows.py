@@ -6,6 +6,7 @@ would run recovery and heal what is to be judged.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -21,6 +22,7 @@ __all__ = ["HeadRow", "KeyRow", "Letter", "MarkRow", "OutputRow", "Rows", "RowsE
 
 _KINDS: Final = ("event", "record", "command", "dead")
 _OUTCOMES: Final = ("decided", "conflict", "refused", "violation", "dead")
+_STATES: Final = ("waiting", "redriven", "discarded")
 
 
 class RowsError(Exception):
@@ -82,7 +84,7 @@ class MarkRow:
 
 @attrs.frozen
 class Letter:
-    """A row of `dead_letters`."""
+    """A row of `dead_letters`. `state` is its fate; `calls` are (time, error) of its handler's, oldest first."""
 
     scope: Scope
     key: str
@@ -91,6 +93,12 @@ class Letter:
     body: bytes
     code: str
     attempts: int
+    headers: bytes = b""
+    reason: str = ""
+    entity_id: str | None = None
+    trace_id: str = ""
+    state: str = "waiting"
+    calls: Sequence[tuple[float, str]] = ()
 
 
 @attrs.frozen
@@ -98,7 +106,7 @@ class Rows:
     """Everything a checker may know of the store.
 
     `heads` is by (scope, entity), `attempts` the count by (scope, key), `state_hashes` what an engine recorded when
-    its term ended cleanly, as (after output n, hash).
+    its term ended cleanly, as (after output n, hash), `generations` how often each (scope, key) was redriven.
     """
 
     outputs: Sequence[OutputRow] = ()
@@ -109,6 +117,7 @@ class Rows:
     attempts: Mapping[tuple[Scope, str], int] = attrs.field(factory=dict)
     dead: Sequence[Letter] = ()
     state_hashes: Mapping[Scope, tuple[int, str]] = attrs.field(factory=dict)
+    generations: Mapping[tuple[Scope, str], int] = attrs.field(factory=dict)
 
 
 def copy_store(path: Path, to: Path) -> None:
@@ -132,7 +141,7 @@ def read_store(path: Path) -> Rows:
     try:
         with closing(apsw.Connection(str(path))) as connection:
             return _rows(connection)
-    except (apsw.Error, LookupError, TypeError) as error:
+    except (apsw.Error, LookupError, TypeError, ValueError) as error:
         raise RowsError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
 
 
@@ -162,7 +171,10 @@ def _rows(connection: apsw.Connection) -> Rows:
         for s, key, digest, first, last in query("SELECT scope, key, payload_hash, first_n, last_n FROM mismatches")
     ]
     marks = query("SELECT id, n, event_seq, event_id, failed_seq, failed_id FROM marks ORDER BY id")
-    dead = query("SELECT scope, key, generation, subject, body, code, attempts FROM dead_letters")
+    dead = query(
+        "SELECT scope, key, generation, subject, body, code, attempts, headers, reason, entity_id, trace_id, state,"
+        " calls FROM dead_letters ORDER BY scope, key, generation"
+    )
     return Rows(
         outputs,
         keys,
@@ -170,6 +182,13 @@ def _rows(connection: apsw.Connection) -> Rows:
         {(scopes[s], e): HeadRow(*rest) for s, e, *rest in query("SELECT * FROM heads")},
         [MarkRow(scopes[i >> 40], *rest) for i, *rest in marks],
         {(scopes[s], key): count for s, key, count in query("SELECT scope, key, attempts FROM attempts")},
-        [Letter(scopes[s], *rest) for s, *rest in dead],
+        [_letter(scopes[s], *rest) for s, *rest in dead],
         {scopes[s]: (n, value) for s, n, value in query("SELECT scope, n, state_hash FROM state_hashes")},
+        {(scopes[s], key): count for s, key, count in query("SELECT scope, key, generation FROM generations")},
     )
+
+
+def _letter(scope: Scope, *row: Any) -> Letter:
+    *fields, state, calls = row
+    made = tuple((at, error) for at, error in json.loads(calls))
+    return attrs.evolve(Letter(scope, *fields), state=_STATES[state], calls=made)

@@ -10,13 +10,14 @@ import attrs
 
 from chaos.evidence import Sent
 from meshforge_trio.envelope import CommandEnvelope, JsonObject, SecurityContext
-from meshforge_trio.subjects import Scope
+from meshforge_trio.subjects import DISCARD, REDRIVE, Scope
 
-__all__ = ["GARBAGE", "SCOPE", "Workload", "command", "every_path", "garbage_key", "trespass"]
+__all__ = ["GARBAGE", "SCOPE", "Workload", "command", "every_path", "fate", "garbage_key", "trespass"]
 
 #: Where the harness's own agents live in most runs.
 SCOPE: Final = Scope("default", "demo", "counter")
 _USER: Final = SecurityContext("tester", "user")
+_OPERATOR: Final = SecurityContext("operator", "system")
 #: A body that is no envelope: what JetStream stores when a PubAck is misdirected into the command stream.
 GARBAGE: Final = b'{"stream":"MESHFORGE_COMMANDS","seq":2}'
 
@@ -34,6 +35,12 @@ def command(scope: Scope, action: str, number: int, payload: JsonObject | None =
         security_context=_USER,
         **fields,
     )
+
+
+def fate(scope: Scope, action: str, number: int, key: str, generation: int = 0, **more: Any) -> CommandEnvelope:
+    """What an operator asks about the dead letter of `key`: `action` is `sys_redrive` or `sys_discard`."""
+    payload: JsonObject = {"key": key, "generation": generation, "actor": "operator", "reason": "as planned"}
+    return attrs.evolve(command(scope, action, number, payload, **more), security_context=_OPERATOR)
 
 
 class Workload(Sequence[Sent]):
@@ -75,6 +82,24 @@ class Workload(Sequence[Sent]):
             idempotency_key=None if query else key or f"k{number}",
         )
         sent = Sent(made, query=query, expect=tuple(expect), repeatable=repeatable, phase=phase)
+        self._sent.append(sent)
+        return sent
+
+    def redrive(
+        self, agent: str, key: str, generation: int = 0, *, expect: Sequence[str] = ("decided",), phase: str = "main"
+    ) -> Sent:
+        """Add an operator's order to redrive the dead letter of a key, which must be there by then."""
+        return self._fate(REDRIVE, agent, key, generation, expect, phase)
+
+    def discard(
+        self, agent: str, key: str, generation: int = 0, *, expect: Sequence[str] = ("decided",), phase: str = "main"
+    ) -> Sent:
+        """Add an operator's order to discard the dead letter of a key."""
+        return self._fate(DISCARD, agent, key, generation, expect, phase)
+
+    def _fate(self, action: str, agent: str, key: str, generation: int, expect: Sequence[str], phase: str) -> Sent:
+        scope = Scope(self._tenant, self._workspace, agent)
+        sent = Sent(fate(scope, action, len(self._sent) + 1, key, generation), expect=tuple(expect), phase=phase)
         self._sent.append(sent)
         return sent
 

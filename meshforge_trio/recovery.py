@@ -202,10 +202,13 @@ async def recover(session: Session) -> int:
         at(IN_RECOVERY)
     n = min([*lost, mark.n + 1]) - 1
     while page := await session.rows.outputs_after(n, _PAGE):
+        # A stream tells what it has lost of events and letters; commands cannot be read back, so all are sent again.
         missing = [
             output
             for output in page
-            if (output.n > said or output.n in lost) and output.msg_id not in stored and output.msg_id not in in_failed
+            if (output.n > (mark.n if output.kind == "command" else said) or output.n in lost)
+            and output.msg_id not in stored
+            and output.msg_id not in in_failed
         ]
         for burst in session.bursts(missing):
             acks = await _kept(session, burst, await session.publish_until(burst, publish_by))

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable
 
+import attrs
+
 from meshforge_trio.intake import Incoming
 from meshforge_trio.policy import RetryPolicy
 from meshforge_trio.store.port import Attempt
@@ -35,7 +37,14 @@ class Waiting:
         self._parked: dict[tuple[str, str | None], set[int]] = {}
         self._parked_total = 0
         for attempt in attempts:
-            self.fail(attempt, None)
+            self.fail(self._as_ended(attempt), None)
+
+    def _as_ended(self, attempt: Attempt) -> Attempt:
+        """An attempt whose process died in the call failed like any other: it waits, and its neighbours come first."""
+        if attempt.next_at or self._policy.exhausted(attempt.attempts):
+            return attempt
+        wait = self._policy.delay_s(attempt.attempts, attempt.key)
+        return attrs.evolve(attempt, next_at=attempt.last_at + wait)
 
     @property
     def parked(self) -> int:
@@ -90,7 +99,10 @@ class Waiting:
         if not self._policy.hold_entity or incoming.entity_id is None:
             return None
         holder = self._key_of_entity.get(incoming.entity_id)
-        if holder is not None and holder != incoming.key:
+        if holder == incoming.key:
+            # Whoever is parked waits for it, also those before it in the stream: a redrive has freed their key again.
+            return None
+        if holder is not None:
             return min(max(self._failing[holder].next_at - now, SOON_S), BEHIND_S)
         stream, here = incoming.delivery.stream, incoming.delivery.stream_seq
         earlier = self._parked.get((stream, incoming.entity_id))

@@ -13,6 +13,7 @@ from typing import Any
 
 import attrs
 
+from chaos.checkers.fates import Fates
 from chaos.checkers.struck import Strikes
 from chaos.evidence import Evidence, Sent, envelope_of
 from chaos.history import Record
@@ -226,19 +227,23 @@ class Clues:
         return next(iter(self.raw_decisions.get((sent.scope, sent.command.id), ())), None)
 
     @cached_property
+    def fates(self) -> Fates:
+        """What became of dead letters."""
+        return Fates(self.evidence.rows, self.told)
+
+    @property
     def letters(self) -> Mapping[tuple[Scope, str], Sequence[Letter]]:
-        """The dead letters of each key."""
-        found: dict[tuple[Scope, str], list[Letter]] = defaultdict(list)
-        for letter in self.evidence.rows.dead:
-            found[letter.scope, letter.key].append(letter)
-        return dict(found)
+        """The dead letters of each key, by generation."""
+        return self.fates.letters
 
     def redriven(self, row: OutputRow) -> bool:
-        """Whether an output belongs to a dead letter that was redriven since: its key is decided anew."""
-        record = self.records.get((row.scope, row.key))
-        if record is None or row.n >= record.first_n or row.name not in ("dead_letter", "dead_lettered"):
-            return False
-        return any(letter.generation < record.generation for letter in self.letters.get((row.scope, row.key), ()))
+        """Whether an output belongs to a dead letter that was redriven since: its key is free, or decided anew."""
+        return (row.scope, row.n) in self.fates.past
+
+    def done_again(self, scope: Scope, key: str, generation: int) -> bool:
+        """Whether what was sent again for a dead letter of this generation is decided, under its key."""
+        record = self.records.get((scope, key))
+        return self.fates.done_since(scope, key, generation, None if record is None else record.generation)
 
     def commands_of(self, row: OutputRow) -> Sequence[CommandEnvelope]:
         """The commands that an output may be the answer to: the sendings of its key, as far as they are known."""

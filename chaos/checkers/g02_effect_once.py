@@ -1,4 +1,7 @@
-"""G2: one decision per key."""
+"""G2: one decision per key, and one fate per dead letter.
+
+A redrive frees the key: what the dead letter had said stays, and the key is decided once more.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from meshforge_trio.subjects import Scope
 def look(evidence: Evidence) -> Iterator[Finding | int]:
     clues = Clues(evidence)
     yield from _records(clues)
+    yield from _fates(clues)
     refusals = {(row.scope, row.n) for record in evidence.rows.mismatches for row in clues.outputs_of(record)}
     effects: dict[tuple[Scope, str], list[OutputRow]] = defaultdict(list)
     for row in evidence.rows.outputs:
@@ -52,6 +56,18 @@ def _records(clues: Clues) -> Iterator[Finding | int]:
         if record is None or record.payload_hash == digest:
             first = "has no decision" if record is None else "was decided for the same payload"
             yield Finding(f"{scope} key {key!r} was refused as used for something else, and {first}", [key], str(scope))
+
+
+def _fates(clues: Clues) -> Iterator[Finding | int]:
+    """A dead letter is redriven once or discarded once, however often that is asked for."""
+    seen: dict[tuple[Scope, str, int], list[str]] = defaultdict(list)
+    for fate in clues.fates.decided:
+        seen[fate.scope, fate.key, fate.generation].append(fate.record.name)
+    for (scope, key, generation), names in seen.items():
+        yield 1
+        if len(names) > 1:
+            what = f"the dead letter of key {key!r}, generation {generation}, was {' and '.join(names)}"
+            yield Finding(f"{scope}: {what}", [key], str(scope))
 
 
 CHECKER = Checker(

@@ -1,7 +1,8 @@
 """G3: what is in a stream is in the store, and what is in the store was asked for.
 
 What core subscribers heard must be committed as well, but for the answers to queries: these are stored nowhere, and
-tell of no version that is not committed.
+tell of no version that is not committed. What is sent again for a dead letter is what the dead letter holds, and was
+asked for.
 """
 
 from __future__ import annotations
@@ -9,12 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import orjson
+
 from chaos.checkers.base import Checker, Finding
 from chaos.checkers.clues import Asked, Clues, read_envelope
+from chaos.checkers.fates import Fate
 from chaos.evidence import Evidence, envelope_of
-from chaos.rows import KeyRow
+from chaos.rows import KeyRow, Letter, OutputRow
 from meshforge_trio.broker.port import StoredMessage
-from meshforge_trio.subjects import EVENTS, FAILED, Scope
+from meshforge_trio.envelope import decode_command, payload_hash
+from meshforge_trio.errors import Poison
+from meshforge_trio.subjects import DELIVER, DISCARD, EVENTS, FAILED, REDRIVE, Scope
 
 
 def look(evidence: Evidence) -> Iterator[Finding | int]:
@@ -35,6 +41,42 @@ def look(evidence: Evidence) -> Iterator[Finding | int]:
     for record in [*evidence.rows.keys, *evidence.rows.mismatches]:
         yield 1
         yield from _asked_for(clues, record)
+    for fate in clues.fates.decided:
+        yield 1
+        for what in _unlike_its_letter(clues, fate):
+            yield Finding(
+                f"{fate.scope} output {fate.record.n}, {fate.record.name}, {what}", [fate.key], str(fate.scope)
+            )
+
+
+def _unlike_its_letter(clues: Clues, fate: Fate) -> Iterator[str]:
+    """How a fate is not what was asked for, or what is sent again not what was set aside."""
+    name = f"key {fate.key!r}, generation {fate.generation}"
+    asked = clues.asked.get((fate.scope, fate.record.key))
+    action = REDRIVE if fate.record.name == "redriven" else DISCARD
+    orders = [(c.action, c.payload.get("key"), c.payload.get("generation")) for c in asked.commands] if asked else []
+    if orders and (action, fate.key, fate.generation) not in orders:
+        yield f"is about {name}, which nobody asked for: {orders}"
+    letters = [
+        letter for letter in clues.letters.get((fate.scope, fate.key), ()) if letter.generation == fate.generation
+    ]
+    if not letters:
+        yield f"is about {name}, of which there is no dead letter"
+    elif fate.again is not None and not _is_again(letters[0], fate.again):
+        yield f"sends something else again than the dead letter of {name}"
+
+
+def _is_again(letter: Letter, again: OutputRow) -> bool:
+    """Whether a command is that of a dead letter; an event comes in a command that carries it to this agent."""
+    if letter.subject.startswith("evt."):
+        told = envelope_of(again).get("payload")
+        return again.name == DELIVER and told == {"event": orjson.loads(letter.body)}
+    try:
+        first, second = decode_command(letter.body), decode_command(again.body)
+    except Poison:
+        return False
+    same = (first.idempotency_key, payload_hash(first)) == (second.idempotency_key, payload_hash(second))
+    return same and again.subject == letter.subject and first.id != second.id
 
 
 def _ahead(clues: Clues, told: Mapping[str, Any]) -> Iterator[Finding]:

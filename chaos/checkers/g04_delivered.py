@@ -1,7 +1,8 @@
 """G4: what is committed is in its stream, once, and its receivers apply it once.
 
 At the end that means everything. On a corpse recovery has not run: there it means whatever the newest valid mark says
-is published. Commands to other agents leave their stream when they are ACKed, so they may be decided instead.
+is published. Commands to other agents, and those sent again for a dead letter, leave their stream when they are ACKed,
+so they may be decided instead.
 
 Who receives what is seen from what receivers decided: an agent that applied one event of a name receives them all.
 """
@@ -72,7 +73,7 @@ def _marks(clues: Clues, scope: Scope, marks: Sequence[MarkRow]) -> Iterator[Fin
             if row is not None and row.scope == scope and row.n > mark.n:
                 what = f"a mark through output {mark.n} names output {row.n} as its last"
                 yield Finding(f"{scope}: {what}", [row.key], str(scope))
-        if not clues.strikes.rollbacks:
+        if not clues.strikes.forgetful:
             if not clues.confirms(mark):
                 what = f"a mark through output {mark.n} names what its streams do not hold"
                 yield Finding(f"{scope}: {what}: {_named(mark)}", (), str(scope))
@@ -110,8 +111,13 @@ def _received(clues: Clues, row: OutputRow) -> bool:
     """Whether a command to another agent waits in the stream, or is decided."""
     told = clues.told(row)
     target = scope_of(row.subject)
-    waits = (row.subject, str(told.get("id"))) in clues.waiting
-    return waits or (target, told.get("idempotency_key")) in clues.records
+    if (row.subject, str(told.get("id"))) in clues.waiting:
+        return True
+    fate = clues.fates.of_command.get((row.scope, row.n))
+    if fate is not None:
+        return clues.done_again(fate.scope, fate.key, fate.generation)
+    # Its key may be free just now, because it failed and was redriven.
+    return target is not None and clues.done_again(target, str(told.get("idempotency_key")), -1)
 
 
 def _expired(clues: Clues, stream: str, row: OutputRow, rows: Sequence[OutputRow]) -> bool:

@@ -1,4 +1,8 @@
-"""G5: a decision's parts exist together or not at all, and belong to each other."""
+"""G5: a decision's parts exist together or not at all, and belong to each other.
+
+A dead letter's fate is part of the decision that seals it: a redrive says so, frees the key, raises its generation and
+sends the command again, or does nothing of it.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,9 @@ from meshforge_trio.subjects import Scope
 #: Names of records that say no: a decision that did something has none of them.
 _NOES: Final = frozenset({"conflict", "dead_letter", "dead_lettered", "refused", "violation"})
 
+#: What is sent of a dead letter: itself, and what its caller is told.
+_DEAD: Final = [("dead", "dead_letter"), ("record", "dead_lettered")]
+
 
 def look(evidence: Evidence) -> Iterator[Finding | int]:
     clues = Clues(evidence)
@@ -29,6 +36,8 @@ def look(evidence: Evidence) -> Iterator[Finding | int]:
     for row in evidence.rows.outputs:
         yield from _as_its_body(clues, row)
     yield from _letters(clues)
+    yield from _generations(clues)
+    yield from _fates(clues)
     for scope, key in evidence.rows.attempts:
         yield 1
         asked = clues.asked.get((scope, key))
@@ -77,7 +86,7 @@ def _unlike(clues: Clues, record: KeyRow, outcome: str) -> Iterator[str]:
     told = clues.payload(rows[0])
     match outcome:
         case "dead":
-            fits = shapes == [("dead", "dead_letter"), ("record", "dead_lettered")]
+            fits = shapes == _DEAD
         case "conflict" | "violation":
             fits = shapes == [("record", outcome)]
         case "refused":
@@ -86,6 +95,8 @@ def _unlike(clues: Clues, record: KeyRow, outcome: str) -> Iterator[str]:
             fits = shapes == [("record", "refused")] and told.get("code") == "idempotency_mismatch"
         case _:
             fits = not any(name in _NOES for _, name in shapes)
+            if ("record", "redriven") in shapes:
+                fits = len(shapes) == 2 and shapes[1][0] == "command"
     if not fits:
         yield f"is recorded as {outcome}, its outputs are {shapes}"
 
@@ -126,16 +137,67 @@ def _letters(clues: Clues) -> Iterator[Finding | int]:
             yield _of(record, f"is {record.outcome}, and has a dead letter of the same generation")
     for letter in clues.evidence.rows.dead:
         yield 1
-        found = clues.records.get((letter.scope, letter.key))
         name = f"{letter.scope} key {letter.key!r}"
-        if found is None:
-            yield Finding(f"{name} has a dead letter and no record", [letter.key], str(letter.scope))
-        elif found.outcome == "dead" and found.generation == letter.generation:
-            for row in clues.outputs_of(found):
-                wrong = [] if row.kind != "dead" else _misquoted(letter, clues.told(row))
-                if wrong:
-                    what = f"the letter sent is not the one stored: {', '.join(wrong)} differ"
-                    yield Finding(f"{name}: {what}", [letter.key], str(letter.scope))
+        rows = clues.fates.outputs.get((letter.scope, letter.key, letter.generation), ())
+        shapes = [(row.kind, row.name) for row in rows]
+        if letter.state == "redriven" and shapes != _DEAD:
+            what = f"was dead in generation {letter.generation}, the outputs of that are {shapes}"
+            yield Finding(f"{name} {what}", [letter.key], str(letter.scope))
+        for row in rows[:1]:
+            wrong = _misquoted(letter, clues.told(row))
+            if wrong:
+                what = f"the letter sent is not the one stored: {', '.join(wrong)} differ"
+                yield Finding(f"{name}: {what}", [letter.key], str(letter.scope))
+
+
+def _generations(clues: Clues) -> Iterator[Finding | int]:
+    """Whatever was redriven is free or decided anew, in the next generation; whatever was not still stands."""
+    rows = clues.evidence.rows
+    for (scope, key), letters in clues.letters.items():
+        yield 1
+        record, raised = clues.records.get((scope, key)), rows.generations.get((scope, key), 0)
+        for what in _unlike_its_letters(letters, record, raised):
+            yield Finding(f"{scope} key {key!r} {what}", [key], str(scope))
+    for record in rows.keys:
+        raised = rows.generations.get((record.scope, record.key), 0)
+        if record.generation != raised:
+            yield _of(record, f"is decided in generation {record.generation}, and {raised} is its generation")
+    for scope, key in rows.generations.keys() - clues.letters.keys():
+        yield Finding(f"{scope} key {key!r} was redriven, and has no dead letter", [key], str(scope))
+
+
+def _unlike_its_letters(letters: Sequence[Letter], record: KeyRow | None, raised: int) -> Iterator[str]:
+    found = [letter.generation for letter in letters]
+    if found != list(range(len(letters))):
+        yield f"has dead letters of generations {found}"
+    for letter in letters[:-1]:
+        if letter.state != "redriven":
+            yield f"has a dead letter of generation {letter.generation} that is {letter.state}, and a later one"
+    last = letters[-1]
+    past = last.state == "redriven"
+    if raised != last.generation + past:
+        yield f"has a dead letter of generation {last.generation} that is {last.state}, and its generation is {raised}"
+    if past and record is not None and record.generation <= last.generation:
+        yield f"was redriven, and its record of generation {record.generation} stands"
+    if not past and record is None:
+        yield f"has a dead letter that is {last.state}, and no record"
+
+
+def _fates(clues: Clues) -> Iterator[Finding | int]:
+    """What is said of a dead letter is what its row says, and who says so."""
+    sealed = {(fate.scope, fate.key, fate.generation, fate.record.name): fate for fate in clues.fates.decided}
+    for letter in clues.evidence.rows.dead:
+        yield 1
+        place = (letter.scope, letter.key, letter.generation)
+        name = f"{letter.scope} key {letter.key!r}: its dead letter of generation {letter.generation}"
+        for fate in ("redriven", "discarded"):
+            if ((*place, fate) in sealed) != (letter.state == fate):
+                what = f"is {letter.state}, and {'an' if letter.state != fate else 'no'} output says that it was {fate}"
+                yield Finding(f"{name} {what}", [letter.key], str(letter.scope))
+    for fate_of in sealed.values():
+        if fate_of.record.name == "redriven" and fate_of.again is None:
+            what = f"key {fate_of.key!r} was redriven, and nothing was sent again"
+            yield Finding(f"{fate_of.scope} {what}", [fate_of.key], str(fate_of.scope))
 
 
 def _misquoted(letter: Letter, told: Mapping[str, Any]) -> Sequence[str]:

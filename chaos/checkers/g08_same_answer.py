@@ -1,7 +1,8 @@
 """G8: whoever asks again hears the same bytes.
 
 Judged at the end of a run that came to its end. Answers travel to core subscribers, who keep nothing, so what must
-be heard is what was asked for while the client was listening and nothing struck that swallows answers.
+be heard is what was asked for while the client was listening and nothing struck that swallows answers. Of a key that
+was redriven the answer is the outcome in force when it is asked for.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ def look(evidence: Evidence) -> Iterator[Finding | int]:
             sendings[sent.scope, sent.key, sent.digest].append(sent)
     for sent_again in sendings.values():
         record = clues.decision(sent_again[0])
-        # One that was redriven since was answered otherwise before.
-        if record is not None and not record.generation:
+        if record is not None and record.generation:
+            yield from _answered_anew(clues, record, sent_again, since)
+        elif record is not None:
             yield from _answered(clues, record, sent_again, since)
 
 
@@ -64,6 +66,28 @@ def _answered(clues: Clues, record: KeyRow, sent: list[Sent], since: int) -> Ite
             yield Finding(f"{name} was sent and not answered after that", [row.key], str(row.scope))
         elif len(times) < stored:
             what = f"was sent {stored} times and answered {len(times)}"
+            yield Finding(f"{name} {what}", [row.key], str(row.scope))
+
+
+def _answered_anew(clues: Clues, record: KeyRow, sent: list[Sent], since: int) -> Iterator[Finding | int]:
+    """Of a key that was redriven: whoever asks when its new outcome was heard already hears that one, others any."""
+    rows = [row for row in clues.outputs_of(record) if row.kind in ("event", "record")]
+    told = [row for row in clues.evidence.rows.outputs if (row.scope, row.key) == (record.scope, record.key)]
+    of_any = [t for row in told for t in clues.heard_at.get(row.msg_id, ())]
+    for row in rows:
+        yield 1
+        name = f"{row.scope} key {row.key!r}"
+        times = clues.heard_at.get(row.msg_id, ())
+        asked = sorted(clues.sent_at(s) for s in sent if clues.sent_at(s) >= since)
+        anew = [t for t in asked if times and t > min(times)]
+        if anew and max(times) < anew[-1]:
+            yield Finding(
+                f"{name} was sent after it was redriven, and not answered as it is now", [row.key], str(row.scope)
+            )
+        elif asked and max(of_any, default=0) < asked[-1]:
+            yield Finding(f"{name} was sent and not answered after that", [row.key], str(row.scope))
+        elif len([t for t in times if t > anew[0]] if anew else ()) < len(set(anew)):
+            what = f"was sent {len(anew)} times after it was redriven, and answered less often"
             yield Finding(f"{name} {what}", [row.key], str(row.scope))
 
 

@@ -14,10 +14,17 @@ from typing import Final
 import attrs
 
 from chaos.history import Record
+from chaos.rules import ALLOWED
 
 __all__ = ["Fault", "Incident", "Strikes"]
 
 _RULE: Final = re.compile(r"(?P<who>(?P<actor>[a-z]+)(?:#\d+)?):.*=(?P<action>[a-z_]+)(?:\(.*\))?")
+#: What a worker does not survive: nothing of it is in doubt that its end does not put in doubt.
+_ENDS: Final = frozenset({"kill", *(action for action, kind in ALLOWED["worker"].items() if kind.exit is not None)})
+#: What keeps a worker from writing for a while.
+_UNWRITTEN: Final = frozenset({"full", "lock"})
+#: Damage to what the broker has on its disk.
+_DAMAGES: Final = frozenset({"truncate", "flip", "rot"})
 #: Past every moment of a history.
 _NEVER: Final = 1 << 63
 
@@ -34,7 +41,7 @@ class Fault:
 
 @attrs.frozen
 class Incident:
-    """A worker that did not go on as it was at `t`: it ended uncleanly, was stopped, or its disk was full.
+    """A worker that did not go on as it was at `t`: it ended uncleanly, was stopped, or could not write.
 
     A call of a handler counted by then may never have been made, or never have ended. `calls` are the (scope, key)
     that it may have happened to; with `any_call` it may have been any.
@@ -75,6 +82,16 @@ class Strikes:
         return found
 
     @cached_property
+    def forgetful(self) -> bool:
+        """Whether the broker ever lost what it had stored: it went back to a copy, or its files were damaged."""
+        return bool(self.rollbacks) or any(f.actor == "nats" and f.action in _DAMAGES for f in self.faults)
+
+    @cached_property
+    def rotten(self) -> int:
+        """How many messages were lost from amid a stream: they come back behind those that followed them."""
+        return sum((fault.actor, fault.action) == ("nats", "rot") for fault in self.faults)
+
+    @cached_property
     def hearing_since(self) -> int | None:
         """From when on a core subscriber hears everything; `None` if that is never certain.
 
@@ -92,14 +109,15 @@ class Strikes:
     @cached_property
     def uncounted_calls(self) -> int:
         """How many calls of a handler may have gone uncounted: the process lived on, and its commit did not happen."""
-        harmless = (("worker", "kill"), ("client", "resend"), ("nats", "copy"))
+        harmless = {*(("worker", action) for action in _ENDS), ("client", "resend"), ("nats", "copy")}
         return sum((fault.actor, fault.action) not in harmless for fault in self.faults)
 
     @cached_property
     def incidents(self) -> Sequence[Incident]:
-        """Every worker's unclean end, stop and full disk, in order."""
+        """Every worker's unclean end, stop, full disk and locked store, in order."""
         ends = [(r.t, r.actor, False) for r in self._history if r.kind == "exit" and r["status"] != 0]
-        stops = [(f.t, f.who, f.action == "full") for f in self.faults if f.actor == "worker" and f.action != "kill"]
+        lived = [fault for fault in self.faults if fault.actor == "worker" and fault.action not in _ENDS]
+        stops = [(fault.t, fault.who, fault.action in _UNWRITTEN) for fault in lived]
         return [self._incident(*each) for each in sorted(ends + stops)]
 
     def _incident(self, t: int, worker: str, any_call: bool) -> Incident:

@@ -26,7 +26,7 @@ async def test_it_names_what_was_tried_and_seen() -> None:
     assert (told["verdict"], told["reasons"], told["profile"], told["seeds"]) == ("pass", [], "small", [0])
     assert told["runs"]["pass"] == sum(stage["runs"]["pass"] for stage in told["stages"])
     assert told["kills"] == sum(stage["kills"] for stage in told["stages"])
-    assert (told["coverage"]["reached"], told["coverage"]["wanted"]) == (49, 49)
+    assert (told["coverage"]["reached"], told["coverage"]["wanted"]) == (75, 75)
     kill = next(cell for cell in told["coverage"]["cells"] if (cell["place"], cell["action"]) == ("in_publish", "kill"))
     assert kill["hits"] == [1, 2]
     assert {receipt["signal"] for receipt in kill["receipts"]} == {9}
@@ -45,7 +45,7 @@ async def test_the_text_says_the_same() -> None:
     assert text.startswith("CERTIFICATE: PASS\n")
     for wanted in (
         f"kills         {told['kills']}, at least 10; each has its receipt: an end by signal 9",
-        "coverage      49 of 49 actions at places",
+        "coverage      75 of 75 actions at places",
         "planted bugs  2 of 2 caught",
         f"code          meshforge_trio {told['code']['meshforge_trio']}",
         "forgets                              R1   G1    G1",
@@ -92,7 +92,7 @@ async def test_what_was_not_reached_has_its_reason_and_survivors_are_named() -> 
         in text
     )
     assert "doubles                              R1   G2    VIOLATION: G1" in text
-    assert len(told["coverage"]["excused"]) == 5
+    assert len(told["coverage"]["excused"]) == 8
 
 
 def test_the_hash_is_of_names_and_bytes(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_how_much_is_examined() -> None:
         "G2": 6 + 1 + 6,  # records, refusals of other payloads, keys with effects
         "G3": 7 + 1 + 8 + 7,  # events, letters, heard, decisions
         "G4": 8 + 7 + 1 + 3 + 8,  # ids, copies of each in both streams, marks, outputs
-        "G5": 7 + 1,  # decisions, letters
+        "G5": 7 + 1 + 1 + 1,  # decisions, letters, keys with letters, fates
         "G6": 1 + 1 + 1,  # conflicts, entities, expected versions
         "G7": 3 + 2 + 3,  # events, rebuilt hashes, calls that came to a decision
         "G8": 8 + 6,  # heard, answers
@@ -204,6 +204,19 @@ def test_rollbacks() -> None:
     assert strikes(copy, back).rollbacks[0][1] > 1 << 62, "it is not up again yet"
 
 
+def test_a_broker_that_loses_what_it_had() -> None:
+    def told(rule: str) -> tuple[bool, int]:
+        found = strikes(("worker#1", "fault", {"rule": rule}))
+        return found.forgetful, found.rotten
+
+    assert told("nats:after_store@2=rollback") == (True, 0)
+    assert told("nats:after_store@2=truncate") == (True, 0)
+    assert told("nats:worker#2.after_lease@2=flip") == (True, 0)
+    assert told("nats:after_store@2=rot") == (True, 1)
+    for rule in ("nats:after_store@2=kill", "nats:after_store@2=full(1)", "worker#1:after_lease@1=replace"):
+        assert told(rule) == (False, 0)
+
+
 def test_when_a_client_hears_everything() -> None:
     listening: tuple[str, str, dict[str, Any]] = ("client", "listening", {})
     deaf: tuple[str, str, dict[str, Any]] = ("client", "deaf", {"reason": ""})
@@ -225,7 +238,8 @@ def test_calls_that_nobody_could_count() -> None:
         return strikes(*[("worker#1", "fault", {"rule": rule}) for rule in rules]).uncounted_calls
 
     assert counted("worker#1:before_store@1=kill", "client:received@1=resend", "nats:received@2=copy") == 0
-    assert counted("worker#1:before_hold@1=full(1)", "worker#1:received@1=stop") == 2
+    assert counted("worker#1:before_store@1=eio_write", "worker#1:before_mark@1=unlink") == 0
+    assert counted("worker#1:before_hold@1=full(1)", "worker#1:received@1=stop", "worker#1:after_lease@1=lock(1)") == 3
     assert counted("nats:received@3=kill", "proxy:ack@1=swallow") == 2
 
 
@@ -252,6 +266,23 @@ def test_what_befell_whom() -> None:
     assert not stopped.concerns("t/w/a", "k9"), "another worker called it"
     assert killed.concerns("t/w/a", "k7"), "counted, and not yet called"
     assert full.concerns("t/w/a", "k7"), "what could not be stored"
+
+
+def test_what_befalls_a_store() -> None:
+    """A worker that ends of it ends once; what a locked store kept from being written may be anybody's attempt."""
+    found = strikes(
+        ("worker#1", "fault", {"rule": "worker#1:before_store@1=eio_sync"}),
+        ("worker#1", "exit", {"status": 4}),
+        ("worker#2", "fault", {"rule": "worker#2:after_lease@1=replace"}),
+        ("worker#2", "exit", {"status": 4}),
+        ("worker#3", "fault", {"rule": "worker#3:before_store@1=lock(1)"}),
+        ("worker#3", "exit", {"status": 0}),
+    ).incidents
+    assert [(each.t, each.worker, each.any_call) for each in found] == [
+        (2, "worker#1", False),
+        (4, "worker#2", False),
+        (5, "worker#3", True),
+    ]
 
 
 # -- what is read out of evidence ------------------------------------------------------------------------------------

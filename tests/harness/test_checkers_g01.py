@@ -6,6 +6,7 @@ import attrs
 import pytest
 
 from chaos.evidence import Evidence, Sent, envelope_of
+from chaos.rows import KeyRow
 from chaos.workload import GARBAGE, command, trespass
 from meshforge_trio.subjects import command_subject
 
@@ -13,9 +14,11 @@ from .crafted import (
     Broken,
     Cases,
     Sound,
+    add,
     add_to,
     corpse,
     drop,
+    edit,
     end,
     failed_query,
     judgement,
@@ -26,6 +29,7 @@ from .crafted import (
     without,
 )
 from .paper import COUNTER, OTHER, Paper
+from .redriving import RedrivingPaper, redrive
 
 CASES = Cases()
 
@@ -193,6 +197,50 @@ def a_query_was_answered_and_the_client_has_not_read_it_yet() -> Evidence:
 @CASES.holds("G1")
 def the_broker_went_back_and_nobody_knows_when_a_command_was_stored() -> Evidence:
     return without(the_broker_forgot_what_came_after_the_copy(), lambda r: r.kind == "ok")
+
+
+def set_aside_and_redriven() -> RedrivingPaper:
+    """A command was set aside, and its redrive is decided by a worker that died before it sent it again."""
+    paper = RedrivingPaper((COUNTER,))
+    paper.send(Sent(command(COUNTER, "explode", 1, entity_id="a"), expect=("dead",)))
+    paper.drain()
+    paper.send(redrive(COUNTER, 2, "k1"))
+    paper.turn(COUNTER, dies="committed")
+    return paper
+
+
+@CASES.breaks("G1", "key 'k1': its dead letter of generation 0 was redriven, and is not decided since")
+def redriven_and_forgotten() -> Evidence:
+    evidence = set_aside_and_redriven().drain()
+    again = next(letter for letter in evidence.rows.dead if letter.generation == 1)
+    return drop(drop(evidence, "keys", key_of(evidence, "k1")), "dead", again)
+
+
+@CASES.breaks("G1", "key 'k1': its dead letter of generation 0 was redriven, and is not decided since")
+def redriven_and_its_key_not_freed() -> Evidence:
+    evidence = redriven_and_forgotten()
+    first = next(row for row in evidence.rows.outputs if row.kind == "dead")
+    return add(evidence, "keys", KeyRow(COUNTER, "k1", evidence.sent[0].digest, "dead", first.n, first.n + 1))
+
+
+@CASES.breaks("G1", "key 'k1' (id c1) was accepted, is gone and undecided")
+def a_dead_letter_lost_its_key_without_being_redriven() -> Evidence:
+    evidence = set_aside_and_redriven().corpse
+    return edit(evidence, "dead", evidence.rows.dead[0], state="waiting")
+
+
+@CASES.holds("G1")
+def redriven_and_not_decided_again_yet() -> Evidence:
+    evidence = set_aside_and_redriven().corpse
+    assert not rows_of(evidence, "keys", key="k1")
+    return evidence
+
+
+@CASES.holds("G1")
+def redriven_and_set_aside_again() -> Evidence:
+    evidence = set_aside_and_redriven().drain()
+    assert key_of(evidence, "k1").generation == 1
+    return evidence
 
 
 @pytest.mark.parametrize("case", CASES.params(CASES.broken))

@@ -26,6 +26,7 @@ from .crafted import (
     rows_of,
 )
 from .paper import AUDIT, COUNTER, OTHER, Paper
+from .redriving import RedrivingPaper, redrive
 
 CASES = Cases()
 
@@ -88,30 +89,64 @@ def the_same_key_for_another_agent() -> Evidence:
 
 
 def redriven() -> Evidence:
-    paper = Paper()
+    """Set aside, redriven, set aside again: outputs 1 and 2, 3 and 4 of the redrive, 5 and 6."""
+    paper = RedrivingPaper((COUNTER,))
     paper.send(Sent(command(COUNTER, "explode", 1, entity_id="a"), expect=("dead",)))
     paper.drain()
-    paper.redrive(COUNTER, "k1")
-    paper.send(Sent(command(COUNTER, "explode", 2, entity_id="a", idempotency_key="k1"), expect=("dead",)))
-    return attrs.evolve(paper.drain(), limit=0)
+    paper.send(redrive(COUNTER, 2, "k1"))
+    return paper.drain()
 
 
-@CASES.breaks("G2", "key 'k1' took effect again: its decision is outputs 3 to 4, and there are [2] beside")
+@CASES.breaks("G2", "key 'k1' took effect again: its decision is outputs 5 to 6, and there are [1, 2] beside")
+def set_aside_again_without_being_redriven() -> Evidence:
+    evidence = redriven()
+    return edit(evidence, "dead", evidence.rows.dead[0], state="waiting")
+
+
+@CASES.breaks("G2", "key 'k1' took effect again: its decision is outputs 5 to 6, and there are [2] beside")
 def redriven_though_it_had_taken_effect() -> Evidence:
     evidence = redriven()
     row = next(row for row in evidence.rows.outputs if row.n == 2)
     return edit(evidence, "outputs", row, name="added")
 
 
-@CASES.breaks("G2", "key 'k1' took effect again: its decision is outputs 3 to 3, and there are [4] beside")
+@CASES.breaks("G2", "key 'k1' took effect again: its decision is outputs 5 to 5, and there are [6] beside")
 def redriven_and_decided_twice() -> Evidence:
     evidence = redriven()
-    return edit(evidence, "keys", evidence.rows.keys[0], last_n=3)
+    return edit(evidence, "keys", key_of(evidence, "k1"), last_n=5)
+
+
+def asked_twice(evidence: Evidence, name: str) -> Evidence:
+    """As if another command had sealed the same dead letter."""
+    first = output_of(evidence, "k2", "redriven")
+    return more_effects(evidence, first, key="k3", name=name, body=body_with(first, name=name))
+
+
+@CASES.breaks("G2", "the dead letter of key 'k1', generation 0, was redriven and redriven")
+def redriven_twice() -> Evidence:
+    return asked_twice(redriven(), "redriven")
+
+
+@CASES.breaks("G2", "the dead letter of key 'k1', generation 0, was redriven and discarded")
+def redriven_and_discarded() -> Evidence:
+    return asked_twice(redriven(), "discarded")
 
 
 @CASES.holds("G2")
 def a_dead_letter_was_redriven() -> Evidence:
+    assert [letter.state for letter in redriven().rows.dead] == ["redriven", "waiting"]
     return redriven()
+
+
+@CASES.holds("G2")
+def redriven_twice_has_one_effect() -> Evidence:
+    paper = RedrivingPaper((COUNTER,))
+    paper.send(Sent(command(COUNTER, "explode", 1, entity_id="a"), expect=("dead",)))
+    paper.drain()
+    first = redrive(COUNTER, 2, "k1")
+    again = attrs.evolve(first, command=attrs.evolve(first.command, id="c2-again"))
+    paper.send(first, again, redrive(COUNTER, 3, "k1", expect=["refused"]))
+    return paper.drain()
 
 
 @CASES.breaks("G2", "key 'k7' took effect again: its decision is outputs")

@@ -31,6 +31,7 @@ from .crafted import (
     without_sent,
 )
 from .paper import AUDIT, COUNTER, Paper
+from .redriving import BROKEN, RedrivingPaper, discard, redrive
 
 CASES = Cases()
 
@@ -166,6 +167,83 @@ def an_answer_without_a_payload() -> Evidence:
     told = {**orjson.loads(answer["body"]), "payload": None}
     body = dumped_body(orjson.dumps(told))
     return noting(end(), ("client", "heard", {"subject": answer["subject"], "msg_id": "00", **body}))
+
+
+def redriven() -> Evidence:
+    """A command that was set aside and redriven, an event that was, and another one that was discarded."""
+    paper = RedrivingPaper((COUNTER, BROKEN))
+    paper.send(Sent(command(COUNTER, "explode", 1, entity_id="a"), expect=("dead",)), add_to("a", 2), add_to("b", 3))
+    paper.drain()
+    of_event = sorted(letter.key for letter in paper.desks[BROKEN].dead)
+    orders = [redrive(COUNTER, 4, "k1"), redrive(BROKEN, 5, of_event[0]), discard(BROKEN, 6, of_event[1])]
+    paper.send(*orders)
+    return paper.drain()
+
+
+def order(evidence: Evidence, number: int, **payload: Any) -> Evidence:
+    """As if something else had been asked of command `c<number>`."""
+    sent = [each for each in evidence.sent if each.command.id != f"c{number}"]
+    (mine,) = [each for each in evidence.sent if each.command.id == f"c{number}"]
+    asked = attrs.evolve(mine.command, payload={**mine.command.payload, **payload})
+    return attrs.evolve(evidence, sent=[*sent, attrs.evolve(mine, command=asked)])
+
+
+@CASES.breaks("G3", "is about key 'k1', generation 0, which nobody asked for: [('sys_redrive', 'k1', 1)]")
+def another_generation_was_redriven_than_asked_for() -> Evidence:
+    return order(redriven(), 4, generation=1)
+
+
+@CASES.breaks("G3", "is about key 'k1', generation 0, which nobody asked for: [('sys_redrive', 'k2', 0)]")
+def another_dead_letter_was_redriven_than_asked_for() -> Evidence:
+    return order(redriven(), 4, key="k2")
+
+
+@CASES.breaks("G3", "which nobody asked for: [('sys_discard', ")
+def discarded_though_it_was_to_be_redriven() -> Evidence:
+    evidence = redriven()
+    row = output_of(evidence, "k6", "discarded", BROKEN)
+    return edit(evidence, "outputs", row, name="redriven", body=body_with(row, name="redriven"))
+
+
+@CASES.breaks("G3", "is about key 'k1', generation 0, of which there is no dead letter")
+def redriven_what_was_never_set_aside() -> Evidence:
+    evidence = redriven()
+    return drop(evidence, "dead", evidence.rows.dead[0])
+
+
+@CASES.breaks("G3", "sends something else again than the dead letter of key 'k1', generation 0")
+def another_payload_was_sent_again() -> Evidence:
+    evidence = redriven()
+    row = next(each for each in rows_of(evidence, "outputs", key="k4") if each.kind == "command")
+    return edit(evidence, "outputs", row, body=body_with(row, payload={"more": 1}))
+
+
+@CASES.breaks("G3", "sends something else again than the dead letter of key 'k1', generation 0")
+def sent_again_under_the_old_id() -> Evidence:
+    evidence = redriven()
+    row = next(each for each in rows_of(evidence, "outputs", key="k4") if each.kind == "command")
+    return edit(evidence, "outputs", row, body=body_with(row, id="c1"))
+
+
+@CASES.breaks("G3", "sends something else again than the dead letter of key 'evt:counter:c2_added:k2', generation 0")
+def another_event_was_sent_again() -> Evidence:
+    evidence = redriven()
+    row = next(each for each in rows_of(evidence, "outputs", key="k5") if each.kind == "command")
+    return edit(evidence, "outputs", row, body=body_with(row, payload={"event": {}}))
+
+
+@CASES.breaks("G3", "sends something else again than the dead letter of key 'k1', generation 0")
+def garbage_was_sent_again() -> Evidence:
+    evidence = redriven()
+    row = next(each for each in rows_of(evidence, "outputs", key="k4") if each.kind == "command")
+    return edit(evidence, "outputs", row, body=b"{}")
+
+
+@CASES.holds("G3")
+def sent_again_what_had_been_set_aside() -> Evidence:
+    evidence = redriven()
+    assert [letter.state for letter in evidence.rows.dead].count("redriven") == 2
+    return evidence
 
 
 @pytest.mark.parametrize("case", CASES.params(CASES.broken))

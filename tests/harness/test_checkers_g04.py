@@ -29,6 +29,7 @@ from .crafted import (
     streams,
 )
 from .paper import AUDIT, COUNTER, Paper
+from .redriving import RedrivingPaper, redrive
 
 CASES = Cases()
 
@@ -213,6 +214,31 @@ def the_broker_went_back_behind_a_mark() -> Evidence:
     return paper.corpse
 
 
+def damaged(how: str) -> Evidence:
+    """The newest event is gone; a mark names it still, and recovery has not run."""
+    paper = Paper()
+    for number in (1, 2):
+        paper.send(add_to("a", number))
+        paper.turn(COUNTER)
+    paper.send(add_to("a", 3))
+    paper.turn(COUNTER)
+    paper.history.write("fault", rule=f"nats:after_ack@3={how}")
+    del paper.streams[EVENTS][1:]
+    paper.history.write("up", actor="nats")
+    paper.kill("after_ack")
+    return paper.corpse
+
+
+@CASES.holds("G4")
+def the_end_of_the_stream_was_cut_off() -> Evidence:
+    return damaged("truncate")
+
+
+@CASES.breaks("G4", "names what its streams do not hold")
+def gone_though_nothing_was_cut_off() -> Evidence:
+    return damaged("full(1)")
+
+
 @CASES.breaks("G4", "is committed and marked published (through 1) and is not in MESHFORGE_EVENTS")
 def lost_though_the_broker_went_back_to_after_it() -> Evidence:
     evidence = the_broker_went_back_behind_a_mark()
@@ -286,6 +312,47 @@ def killed_between_two_events_of_a_receiver() -> Evidence:
     paper.turn(COUNTER)
     paper.turn(AUDIT, 1, dies="acked")
     return paper.corpse
+
+
+def redriven_twice() -> RedrivingPaper:
+    """Set aside, redriven, set aside again; the second redrive is committed by a worker that died of it."""
+    paper = RedrivingPaper((COUNTER,))
+    paper.send(Sent(command(COUNTER, "explode", 1, entity_id="a"), expect=("dead",)))
+    paper.drain()
+    paper.send(redrive(COUNTER, 2, "k1"))
+    paper.drain()
+    paper.send(redrive(COUNTER, 3, "k1", 1))
+    paper.turn(COUNTER, dies="committed")
+    return paper
+
+
+@CASES.breaks("G4", "cmd.default.demo.counter.explode, is committed and reached nobody")
+def what_was_redriven_is_not_sent_again() -> Evidence:
+    """The key is dead as before, which answers for what was sent before it was redriven."""
+    evidence = redriven_twice().drain()
+    record = key_of(evidence, "k1")
+    letters = [letter for letter in evidence.rows.dead if letter.generation == 2]
+    return drop(edit(evidence, "keys", record, generation=1), "dead", *letters)
+
+
+@CASES.breaks("G4", "belongs to default/demo/counter output 1, default/demo/counter output 5")
+def two_letters_of_one_key_share_an_id() -> Evidence:
+    evidence = redriven_twice().drain()
+    first, second, _ = [row for row in evidence.rows.outputs if row.kind == "dead"]
+    return edit(evidence, "outputs", second, msg_id=first.msg_id)
+
+
+@CASES.holds("G4")
+def redriven_and_free_again() -> Evidence:
+    """The command that the first redrive sent was decided; its key is free, because there was a second one."""
+    corpse = redriven_twice().corpse
+    assert not rows_of(corpse, "keys", key="k1")
+    return corpse
+
+
+@CASES.holds("G4")
+def redriven_until_it_was_given_up() -> Evidence:
+    return redriven_twice().drain()
 
 
 @pytest.mark.parametrize("case", CASES.params(CASES.broken))

@@ -8,14 +8,16 @@ import attrs
 import orjson
 import pytest
 
-from chaos.evidence import Evidence
-from chaos.rows import KeyRow, OutputRow
+from chaos.evidence import Evidence, Sent
+from chaos.rows import KeyRow, Letter, OutputRow
+from chaos.workload import command
 from meshforge_trio.subjects import command_subject
 
 from .crafted import (
     Broken,
     Cases,
     Sound,
+    add,
     add_to,
     body_with,
     corpse,
@@ -28,6 +30,7 @@ from .crafted import (
     rows_of,
 )
 from .paper import COUNTER, FRAGILE, OTHER, Paper
+from .redriving import RedrivingPaper, discard, redrive
 
 CASES = Cases()
 
@@ -117,7 +120,7 @@ def alive_with_a_letter() -> Evidence:
     return edit(end(), "keys", key_of(end(), "k7"), outcome="decided")
 
 
-@CASES.breaks("G5", "key 'k7' has a dead letter and no record")
+@CASES.breaks("G5", "key 'k7' has a dead letter that is waiting, and no record")
 def a_letter_without_a_record() -> Evidence:
     return drop(end(), "keys", key_of(end(), "k7"))
 
@@ -216,6 +219,129 @@ def an_event_that_looks_like_a_refusal() -> Evidence:
 def a_refusal_of_two_outputs() -> Evidence:
     (refusal,) = rows_of(end(), "mismatches", scope=COUNTER)
     return edit(end(), "mismatches", refusal, last_n=refusal.last_n + 1)
+
+
+def redriven() -> RedrivingPaper:
+    """Of two dead letters one is discarded, the other redriven and set aside again."""
+    paper = RedrivingPaper((COUNTER,))
+    explosions = [Sent(command(COUNTER, "explode", n, entity_id="a"), expect=("dead",)) for n in (1, 2)]
+    paper.send(*explosions)
+    paper.drain()
+    paper.send(redrive(COUNTER, 3, "k1"), discard(COUNTER, 4, "k2"))
+    paper.turn(COUNTER, dies="committed")
+    return paper
+
+
+@CASES.holds("G5")
+def a_key_is_free_and_its_letter_redriven() -> Evidence:
+    return redriven().corpse
+
+
+@CASES.holds("G5")
+def redriven_discarded_and_set_aside_again() -> Evidence:
+    evidence = redriven().drain()
+    assert [letter.state for letter in evidence.rows.dead] == ["redriven", "discarded", "waiting"]
+    return evidence
+
+
+def letter_in(evidence: Evidence, state: str) -> Letter:
+    letter: Letter
+    (letter,) = rows_of(evidence, "dead", state=state)
+    return letter
+
+
+def raised(evidence: Evidence, **generations: int) -> Evidence:
+    table = {(COUNTER, key): n for key, n in generations.items()}
+    return attrs.evolve(evidence, rows=attrs.evolve(evidence.rows, generations=table))
+
+
+@CASES.breaks("G5", "output 1 (dead_letter) has no key record")
+def a_key_is_free_and_its_letter_waits() -> Evidence:
+    evidence = redriven().corpse
+    return edit(evidence, "dead", letter_in(evidence, "redriven"), state="waiting")
+
+
+@CASES.breaks("G5", "key 'k1' has a dead letter that is waiting, and no record")
+def freed_without_its_fate() -> Evidence:
+    return a_key_is_free_and_its_letter_waits()
+
+
+@CASES.breaks("G5", "key 'k1' was redriven, and its record of generation 0 stands")
+def redriven_and_not_freed() -> Evidence:
+    evidence = redriven().corpse
+    digest = evidence.sent[0].digest
+    return add(evidence, "keys", KeyRow(COUNTER, "k1", digest, "dead", 1, 2))
+
+
+@CASES.breaks("G5", "key 'k1' has a dead letter of generation 0 that is redriven, and its generation is 0")
+def redriven_and_its_generation_not_raised() -> Evidence:
+    return raised(redriven().corpse)
+
+
+@CASES.breaks("G5", "key 'k2' has a dead letter of generation 0 that is discarded, and its generation is 1")
+def discarded_and_its_generation_raised() -> Evidence:
+    return raised(redriven().corpse, k1=1, k2=1)
+
+
+@CASES.breaks("G5", "key 'k1' is decided in generation 1, and 2 is its generation")
+def decided_in_a_generation_that_is_over() -> Evidence:
+    return raised(redriven().drain(), k1=2)
+
+
+@CASES.breaks("G5", "key 'k3' was redriven, and has no dead letter")
+def a_generation_without_a_letter() -> Evidence:
+    return raised(redriven().corpse, k1=1, k3=1)
+
+
+@CASES.breaks("G5", "key 'k1' has dead letters of generations [1]")
+def the_letter_of_a_generation_is_lost() -> Evidence:
+    evidence = redriven().drain()
+    return drop(evidence, "dead", letter_in(evidence, "redriven"))
+
+
+@CASES.breaks("G5", "key 'k1' has a dead letter of generation 0 that is discarded, and a later one")
+def discarded_and_set_aside_again() -> Evidence:
+    evidence = redriven().drain()
+    return edit(evidence, "dead", letter_in(evidence, "redriven"), state="discarded")
+
+
+@CASES.breaks("G5", "its dead letter of generation 0 is redriven, and no output says that it was redriven")
+def redriven_and_nobody_says_so() -> Evidence:
+    evidence = redriven().drain()
+    row = output_of(evidence, "k3", "redriven")
+    return edit(evidence, "outputs", row, name="done", body=body_with(row, name="done"))
+
+
+@CASES.breaks("G5", "its dead letter of generation 0 is waiting, and an output says that it was discarded")
+def said_to_be_discarded_and_still_waiting() -> Evidence:
+    evidence = redriven().drain()
+    return edit(evidence, "dead", letter_in(evidence, "discarded"), state="waiting")
+
+
+@CASES.breaks("G5", "key 'k1' was redriven, and nothing was sent again")
+def redriven_and_nothing_sent() -> Evidence:
+    evidence = redriven().drain()
+    row = output_of(evidence, "k3", "redriven")
+    return edit(evidence, "outputs", row, body=body_with(row, payload={"command_id": "none"}))
+
+
+@CASES.breaks("G5", "key 'k3' is recorded as decided, its outputs are [('record', 'redriven')]")
+def the_decision_of_a_redrive_is_cut_off() -> Evidence:
+    evidence = redriven().drain()
+    record = key_of(evidence, "k3")
+    return edit(evidence, "keys", record, last_n=record.first_n)
+
+
+@CASES.breaks("G5", "key 'k1' was dead in generation 0, the outputs of that are [('dead', 'dead_letter')]")
+def what_the_caller_was_told_of_a_letter_is_lost() -> Evidence:
+    evidence = redriven().drain()
+    return drop(evidence, "outputs", output_of(evidence, "k1", "dead_lettered"))
+
+
+@CASES.breaks("G5", "key 'k1': the letter sent is not the one stored: attempts differ")
+def a_letter_that_was_redriven_is_misquoted() -> Evidence:
+    evidence = redriven().drain()
+    return edit(evidence, "dead", letter_in(evidence, "redriven"), attempts=9)
 
 
 @pytest.mark.parametrize("case", CASES.params(CASES.broken))

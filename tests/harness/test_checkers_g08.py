@@ -29,6 +29,7 @@ from .crafted import (
     without,
 )
 from .paper import COUNTER, Paper
+from .redriving import RedrivingPaper, redrive
 
 CASES = Cases()
 
@@ -144,6 +145,57 @@ def sent_and_lost() -> Evidence:
     lost = attrs.evolve(add_to("z", 90), outcome="unknown")
     evidence = attrs.evolve(end(), sent=[*end().sent, lost])
     return noting(evidence, ("client", "send", {"id": "c90", "key": "k90", "subject": lost.subject, "phase": "main"}))
+
+
+def redriven() -> RedrivingPaper:
+    """A command was refused for ever: set aside, redriven when it could work, and asked for twice after that."""
+    paper = RedrivingPaper((COUNTER,))
+    draw = Sent(command(COUNTER, "draw", 1, {"amount": 1}, entity_id="a"), expect=("dead", "decided"))
+    paper.send(draw)
+    paper.drain()
+    paper.send(add_to("a", 2), redrive(COUNTER, 3, "k1"))
+    paper.drain()
+    again = [attrs.evolve(draw, command=attrs.evolve(draw.command, id=f"c{n}")) for n in (4, 5)]
+    paper.send(again[0])
+    paper.drain()
+    paper.send(again[1])
+    return paper
+
+
+def answers(evidence: Evidence, name: str) -> list[Record]:
+    """What was heard of key `k1` under this name."""
+    row = output_of(evidence, "k1", name)
+    return [r for r in evidence.history if r.kind == "heard" and r["msg_id"] == row.msg_id]
+
+
+@CASES.holds("G8")
+def whoever_asks_hears_the_outcome_in_force() -> Evidence:
+    evidence = redriven().drain()
+    assert (len(answers(evidence, "dead_lettered")), len(answers(evidence, "drawn"))) == (1, 3)
+    return evidence
+
+
+@CASES.breaks("G8", "key 'k1' was sent after it was redriven, and not answered as it is now")
+def the_last_sending_heard_what_was_past() -> Evidence:
+    evidence = redriven().drain()
+    last = answers(evidence, "drawn")[-1]
+    row = output_of(evidence, "k1", "dead_lettered")
+    return heard(without(evidence, lambda r: r is last), row, row.body)
+
+
+@CASES.breaks("G8", "key 'k1' was sent 2 times after it was redriven, and answered less often")
+def a_sending_heard_what_was_past() -> Evidence:
+    evidence = redriven().drain()
+    first = answers(evidence, "drawn")[1]
+    row = output_of(evidence, "k1", "dead_lettered")
+    return heard(without(evidence, lambda r: r is first), row, row.body)
+
+
+@CASES.breaks("G8", "key 'k1' was sent and not answered after that")
+def nobody_heard_what_came_of_it() -> Evidence:
+    evidence = redriven().drain()
+    unheard_of = answers(evidence, "drawn")
+    return without(evidence, lambda r: any(r is each for each in unheard_of))
 
 
 @pytest.mark.parametrize("case", CASES.params(CASES.broken))

@@ -240,21 +240,6 @@ def an_innocent_that_was_counted_as_often_as_workers_died() -> Evidence:
 
 
 @CASES.holds("G11")
-def an_innocent_that_was_redriven_and_decided() -> Evidence:
-    paper = Paper()
-    sent = add_to("a", 1)
-    paper.send(attrs.evolve(sent, expect=()))
-    for stage in ("received", "counted", "counted"):
-        paper.turn(COUNTER, dies=stage)
-    paper.drain()
-    paper.redrive(COUNTER, "k1")
-    paper.send(attrs.evolve(sent, command=attrs.evolve(sent.command, id="c1-again"), expect=()))
-    evidence = paper.drain()
-    assert key_of(evidence, "k1").outcome == "decided"
-    return evidence
-
-
-@CASES.holds("G11")
 def a_letter_is_not_yet_published() -> Evidence:
     paper = Paper()
     paper.send(explode("a", 1))

@@ -18,11 +18,13 @@ from .crafted import (
     end,
     judgement,
     key_of,
+    noting,
     output_of,
     rows_of,
     streams,
 )
 from .paper import COUNTER, Paper
+from .redriving import RedrivingPaper, redrive
 
 CASES = Cases()
 
@@ -71,6 +73,35 @@ def published_in_another_order() -> Evidence:
     ours = [m for m in end().events if m.msg_id in {output_of(end(), k).msg_id for k in ("k1", "k3")}]
     seqs = {ours[0].msg_id: ours[1].seq, ours[1].msg_id: ours[0].seq}
     return streams(end(), "events", lambda all_: [attrs.evolve(m, seq=seqs.get(m.msg_id, m.seq)) for m in all_])
+
+
+def comes_last(evidence: Evidence, *keys: str) -> Evidence:
+    """As if the events of these keys had been published again behind all others."""
+    last = evidence.events[-1].seq
+    again = {output_of(evidence, key).msg_id: last + 1 + place for place, key in enumerate(keys)}
+    return streams(evidence, "events", lambda all_: [attrs.evolve(m, seq=again.get(m.msg_id, m.seq)) for m in all_])
+
+
+def rotten(times: int) -> Evidence:
+    """The end, after so many flipped bits."""
+    rules = [("worker#1", "fault", {"rule": f"nats:after_ack@{number}=rot"}) for number in range(1, times + 1)]
+    # The marks are for another guarantee.
+    return attrs.evolve(noting(end(), *rules), rows=attrs.evolve(end().rows, marks=[]))
+
+
+@CASES.holds("G13")
+def one_came_last_that_was_lost_from_amid_the_stream() -> Evidence:
+    return comes_last(rotten(1), "k1")
+
+
+@CASES.breaks("G13", "out of order")
+def one_came_last_and_nothing_was_lost() -> Evidence:
+    return comes_last(rotten(0), "k1")
+
+
+@CASES.breaks("G13", "out of order")
+def two_came_last_and_one_was_lost() -> Evidence:
+    return comes_last(rotten(1), "k3", "k1")
 
 
 @CASES.breaks("G13", "'b': key 'k6' was refused, which in stream order it is not")
@@ -160,6 +191,46 @@ def commands_of_no_entity_in_any_order() -> Evidence:
     paper.send(*[Sent(command(COUNTER, "add", n, {"amount": 1})) for n in (1, 2)], add_to("a", 3))
     paper.commands = dict(reversed(paper.commands.items()))
     return paper.drain()
+
+
+def redriven(*behind: Sent) -> RedrivingPaper:
+    """Set aside, and redriven when others of its entity were decided."""
+    paper = RedrivingPaper((COUNTER,))
+    draw = Sent(command(COUNTER, "draw", 1, {"amount": 2}, entity_id="a"), expect=("dead", "decided"))
+    paper.send(draw, add_to("a", 2), add_to("a", 3))
+    paper.drain()
+    paper.send(*behind, redrive(COUNTER, 9, "k1"))
+    return paper
+
+
+@CASES.holds("G13")
+def redriven_behind_what_came_after_it() -> Evidence:
+    evidence = redriven().drain()
+    assert key_of(evidence, "k1").first_n > key_of(evidence, "k3").first_n
+    return evidence
+
+
+@CASES.holds("G13")
+def redriven_and_set_aside_again() -> Evidence:
+    paper = RedrivingPaper((COUNTER,))
+    paper.send(Sent(command(COUNTER, "explode", 1, entity_id="a"), expect=("dead",)), add_to("a", 2))
+    paper.drain()
+    paper.send(redrive(COUNTER, 3, "k1"), add_to("a", 4))
+    return paper.drain()
+
+
+@CASES.breaks("G13", "'a': sent ['k1', 'k2', 'k3'], decided ['k2', 'k1', 'k3']")
+def set_aside_in_another_order_before_it_was_redriven() -> Evidence:
+    evidence = redriven().drain()
+    record = key_of(evidence, "k2")
+    return edit(evidence, "keys", record, first_n=0)
+
+
+@CASES.breaks("G13", "key 'k1' was decided when it was redriven, before ['k4'], which the stream took earlier")
+def redriven_before_what_the_stream_had_taken() -> Evidence:
+    evidence = redriven(add_to("a", 4)).drain()
+    last = key_of(evidence, "k4")
+    return edit(evidence, "keys", last, first_n=last.first_n + 90, last_n=last.last_n + 90)
 
 
 @pytest.mark.parametrize("case", CASES.params(CASES.broken))

@@ -18,7 +18,8 @@ from chaos.workload import GARBAGE, command, trespass
 from meshforge_trio.subjects import Scope, command_subject
 
 from .crafted import add, drop, edit, end, rows_of, streams
-from .paper import AUDIT, COUNTER, OTHER, STAGES, Paper
+from .paper import AUDIT, COUNTER, OTHER, STAGES
+from .redriving import RedrivingPaper, discard, redrive
 
 SCOPES: Final = (COUNTER, OTHER, AUDIT)
 CLIENTS: Final = (COUNTER, OTHER)
@@ -32,8 +33,13 @@ def wrong(evidence: Evidence) -> list[str]:
 
 # -- sound runs ------------------------------------------------------------------------------------------------------
 
+KINDS: Final = (
+    *("add", "add", "take", "roll", "tell", "explode", "charge", "get", "again", "other", "trespass", "garbage"),
+    *("redrive", "discard"),
+)
+
 sendings = st.tuples(
-    st.sampled_from(["add", "add", "take", "roll", "tell", "explode", "get", "again", "other", "trespass", "garbage"]),
+    st.sampled_from(KINDS),
     st.sampled_from(CLIENTS),
     st.sampled_from(ENTITIES),
     st.sampled_from([None, None, 0, 1, 2]),
@@ -55,7 +61,7 @@ class Course:
     """A run that takes these steps, judged at each death and at its end."""
 
     def __init__(self, unwanted: Sequence[str] = ()) -> None:
-        self.paper = Paper()
+        self.paper = RedrivingPaper()
         self._unwanted = unwanted
         self._number = 0
 
@@ -89,6 +95,12 @@ class Course:
             sent = trespass(scope, OTHER if scope is COUNTER else COUNTER, n)
         elif kind == "get":
             sent = Sent(command(scope, "get", n, entity_id=entity, idempotency_key=None), query=True)
+        elif kind in ("redrive", "discard"):
+            waiting = self.paper.desks[scope].dead
+            if not waiting:
+                return
+            letter = waiting[n % len(waiting)]
+            sent = (redrive if kind == "redrive" else discard)(scope, n, letter.key, letter.generation, ())
         elif kind in ("again", "other"):
             earlier = [each for each in self.paper.sent if not each.query and each.at is None and "raw" not in each.key]
             if not earlier:
@@ -100,7 +112,7 @@ class Course:
         else:
             if version is not None and entity is not None:
                 more["expected_version"] = version
-            amount = {"amount": n} if kind in ("add", "take") else {}
+            amount = {"amount": n} if kind in ("add", "take", "charge") else {}
             sent = Sent(command(scope, kind, n, amount, **more), repeatable=kind != "roll")
         self.paper.send(attrs.evolve(sent, outcome="ok" if outcome == "ok" else "unknown"))
         if outcome == "lost":
@@ -117,14 +129,40 @@ def test_sound_runs_pass(course: Sequence[Sequence[Any]]) -> None:
     assert not wrong(evidence), "\n".join(wrong(evidence))
 
 
+# Of one entity, so that much is set aside, redriven, and set aside again.
+fates = st.lists(
+    st.one_of(
+        st.sampled_from(["add", "charge", "charge", "explode", "redrive", "redrive", "discard", "again"]).map(
+            lambda kind: ("send", kind, COUNTER, "a", None, "ok")
+        ),
+        st.sampled_from([None, None, None, *STAGES]).map(lambda dies: ("turn", COUNTER, 64, dies)),
+    ),
+    min_size=8,
+    max_size=40,
+)
+
+
+@given(course=fates)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_sound_runs_pass_when_dead_letters_are_redriven(course: Sequence[Sequence[Any]]) -> None:
+    run = Course()
+    for step in course:
+        run.take(step)
+    evidence = run.paper.drain()
+    assert not wrong(evidence), "\n".join(wrong(evidence))
+    found = _in_other_rows(evidence, lambda *_, **__: None)
+    missed = [name for name in found if name.startswith("generation") and not wrong(found[name]())]
+    assert not missed
+
+
 rollbacks = st.one_of(st.just(("copy",)), st.just(("rollback",)))
 
 
 @given(course=st.lists(st.one_of(steps.map(lambda taken: taken[0] if taken else ("copy",)), rollbacks), max_size=30))
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_sound_runs_pass_when_the_broker_goes_back(course: Sequence[Sequence[Any]]) -> None:
-    """But for commands of agents: what the broker forgets of these is not sent again."""
-    run = Course(unwanted=("tell",))
+    """But for commands of agents and redrives: what the broker forgets of these is not sent again."""
+    run = Course(unwanted=("tell", "redrive"))
     for step in course:
         run.take(step)
     evidence = run.paper.drain()
@@ -203,8 +241,13 @@ def _in_other_rows(evidence: Evidence, change: Callable[..., None]) -> dict[str,
             change("marks", mark, f"{mark.scope} {mark.n} event_seq", event_seq=mark.event_seq + 1)
         change("marks", mark, f"{mark.scope} {mark.n} n", n=mark.n + 1000)
     for letter in evidence.rows.dead:
-        for field, value in {"body": b"", "code": "x", "attempts": 9, "generation": 7, "subject": "x"}.items():
-            change("dead", letter, f"{letter.scope} {field}", **{field: value})
+        state = "discarded" if letter.state != "discarded" else "redriven"
+        edits = {"body": b"", "code": "x", "attempts": 9, "generation": 7, "subject": "x", "state": state}
+        for field, value in edits.items():
+            change("dead", letter, f"{letter.scope} {letter.key} {letter.generation} {field}", **{field: value})
+    for at, generation in evidence.rows.generations.items():
+        raised = {**evidence.rows.generations, at: generation + 1}
+        made[f"generation {at}"] = lambda raised=raised: _with_rows(evidence, generations=raised)  # type: ignore[misc]
     for scope, (n, value) in evidence.rows.state_hashes.items():
         hashes = {**evidence.rows.state_hashes, scope: (n, value[::-1])}
         made[f"state hash {scope}"] = lambda hashes=hashes: _with_rows(evidence, state_hashes=hashes)  # type: ignore[misc]
@@ -277,7 +320,7 @@ def test_one_change_is_found(part: int) -> None:
 def test_one_change_in_any_run_is_found(data: st.DataObject) -> None:
     run = Course()
     run.send("add", COUNTER, "a", None, "ok")
-    for step in data.draw(steps):
+    for step in data.draw(st.one_of(steps, fates)):
         run.take(step)
     evidence = run.paper.drain()
     found = {**_in_rows(evidence), **_in_streams(evidence)}

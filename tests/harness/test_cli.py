@@ -86,7 +86,11 @@ def test_points_for_machines(says: Says) -> None:
     assert [point["name"] for point in told["points"]] == list(Point)
     assert [frame["name"] for frame in told["frames"]] == list(FRAMES)
     in_store = next(point for point in told["points"] if point["name"] == "in_store")
-    assert (in_store["worker"], in_store["nats"], in_store["client"]) == (["kill", "full"], [], [])
+    assert (in_store["worker"], in_store["nats"], in_store["client"]) == (
+        ["kill", "full", "eio_write", "eio_sync"],
+        [],
+        [],
+    )
     assert all(point["where"] for point in told["points"])
 
 

@@ -129,7 +129,7 @@ async def test_missing_cells_are_an_error_that_lists_them() -> None:
 
     root = parsed(await gate_of(PaperLab(answer)))
     (error,) = root.findall(".//testcase/error")
-    assert error.attrib["message"] == "47 of 49 reached"
+    assert error.attrib["message"] == "73 of 75 reached"
     assert error.text == "worker kill at after_hold\nworker stop at after_hold"
 
 

@@ -205,6 +205,23 @@ def test_what_is_down_stopped_or_full_is_shaded_until_it_is_healed() -> None:
     assert spans(told, "broker") == [("down", 4.0, 7.0), ("blackhole", 8.0, 12.0), ("down", 11.0, 12.0)]
 
 
+def test_what_befalls_a_store_and_what_befalls_a_server_lie_apart() -> None:
+    told = told_of(
+        ("worker#1", "spawn", {"pid": 1}),
+        ("worker#1", "fault", {"rule": "worker#1:before_store@1=lock(1)"}),
+        ("worker#1", "healed", {"rule": "worker#1:before_store@1=lock(1)"}),
+        ("worker#1", "fault", {"rule": "nats:before_store@1=full(1)"}),
+        ("nats", "healed", {"rule": "nats:before_store@1=full(1)"}),
+        ("worker#1", "fault", {"rule": "worker#1:before_mark@1=unlink"}),
+        ("worker#1", "exit", {"status": 4}),
+        ("worker#1", "healed", {"rule": "worker#1:before_mark@1=unlink"}),
+        ("harness", "drained", {}),
+    )
+    assert spans(told, "worker#1") == []
+    assert spans(told, "store") == [("lock", 2.0, 3.0), ("unlink", 6.0, 8.0)]
+    assert spans(told, "broker") == [("full", 4.0, 5.0)]
+
+
 def test_turns_that_overlap_lie_on_tracks_of_their_own() -> None:
     points = ["received"] * 6 + ["before_store"] * 6
     told = told_of(*[("worker#1", "point", {"point": point, "nth": 1}) for point in points])

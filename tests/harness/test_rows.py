@@ -18,12 +18,20 @@ from meshforge_trio.subjects import Scope
 SCOPE = Scope("acme", "main", "orders")
 OTHER = Scope("acme", "main", "billing")
 KINDS: Sequence[Kind] = ("event", "record", "command", "dead")
-ORIGINAL = Letter(SCOPE, "k4", 0, "cmd.acme.main.orders.add", b"\xff", "never", 2)
+CALLS = ((1.0, "boom"), (2.5, ""))
+ORIGINAL = Letter(
+    SCOPE, "k4", 0, "cmd.acme.main.orders.add", b"\xff", "never", 2, b"h", "not ever", "a", "t1", "waiting", CALLS
+)
 
 
 def output(n: int, kind: Kind = "event", *, entity: str | None = None, version: int | None = None) -> Output:
     chain = None if version is None else b"c%d" % version
     return Output(n, kind, f"k{n}", f"c{n}_made", "made", "evt.s", f"m{n}", b'{"n":%d}' % n, entity, version, chain)
+
+
+def letter_of(generation: int) -> DeadLetter:
+    n, subject, body = 3 + generation, ORIGINAL.subject, ORIGINAL.body
+    return DeadLetter("k4", generation, n, subject, b"h", body, "never", "not ever", 2, 0.0, 0.0, "a", "t1", CALLS)
 
 
 async def write(path: Path) -> None:
@@ -43,7 +51,7 @@ async def write(path: Path) -> None:
         ]
         commit.mismatches = [KeyRecord("k1", b"i" * 32, "refused", 2, 2)]
         commit.attempts = [Attempt("k9", "a", 2, 0.0, 0.0, 0.0, "boom")]
-        commit.dead = [DeadLetter("k4", 0, 4, ORIGINAL.subject, b"", ORIGINAL.body, "never", "never", 2, 0.0, 0.0)]
+        commit.dead = [letter_of(0), letter_of(1)]
         commit.mark = Mark(6, 5, "m6", 1, "m4", 0.0)
         commit.state_hash = (6, "f" * 64)
         await rows.commit(commit, no_probe)
@@ -68,8 +76,27 @@ async def test_every_table_is_read(tmp_path: Path) -> None:
     assert rows.heads == {(scope, "a"): HeadRow(2, b"c2", 6) for scope in (SCOPE, OTHER)}
     assert rows.marks == [MarkRow(scope, 6, 5, "m6", 1, "m4") for scope in (SCOPE, OTHER)]
     assert rows.attempts == {(scope, "k9"): 2 for scope in (SCOPE, OTHER)}
-    assert rows.dead == [attrs.evolve(ORIGINAL, scope=scope) for scope in (SCOPE, OTHER)]
+    assert rows.dead == [
+        attrs.evolve(ORIGINAL, scope=scope, generation=generation) for scope in (SCOPE, OTHER) for generation in (0, 1)
+    ]
+    assert rows.generations == {}
     assert rows.state_hashes == dict.fromkeys((SCOPE, OTHER), (6, "f" * 64))
+
+
+async def test_fates_are_read(tmp_path: Path) -> None:
+    await write(tmp_path / "store.db")
+    store = await SQLiteEventStore.open(tmp_path / "store.db", synchronous="OFF")
+    rows = store.scope(SCOPE)
+    lease = await rows.take_lease("N1")
+    assert lease is not None
+    commit = Commit(lease.epoch, redriven=[("k4", 1)], discarded=[("k4", 0)])
+    await rows.commit(commit, no_probe)
+    await store.close()
+    found = read_store(tmp_path / "store.db")
+    states = {(letter.scope, letter.generation): letter.state for letter in found.dead}
+    assert states == {(SCOPE, 0): "discarded", (SCOPE, 1): "redriven", (OTHER, 0): "waiting", (OTHER, 1): "waiting"}
+    assert found.generations == {(SCOPE, "k4"): 2}
+    assert (SCOPE, "k4") not in {(row.scope, row.key) for row in found.keys}
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -133,6 +160,8 @@ async def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
         "DROP TABLE marks",
         "UPDATE outputs SET kind = 9",
         "UPDATE keys SET outcome = 9",
+        "UPDATE dead_letters SET state = 9",
+        "UPDATE dead_letters SET calls = 'no json'",
         "DELETE FROM scopes",
     ],
 )

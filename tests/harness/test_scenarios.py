@@ -15,9 +15,10 @@ import pytest
 from chaos.case import Case
 from chaos.checkers import CHECKERS
 from chaos.evidence import Evidence, Sent
+from chaos.history import Record
 from chaos.lab import Lab, Outcome
 from chaos.plan import check_plan
-from chaos.rows import KeyRow, OutputRow, Rows
+from chaos.rows import KeyRow, Letter, OutputRow, Rows
 from chaos.scenario import Scenario, load_scenario, run_scenario
 from chaos.verdict import Status, Verdict
 from meshforge_trio.envelope import encode
@@ -205,3 +206,104 @@ def test_a_deposit_before_its_key_is_found() -> None:
 def test_an_overdrawn_account_is_found() -> None:
     findings = found([*OPENED, row(3, "withdrawn", "bob", 11), row(4, "deposit", "ann", 11, key="d")], final=False)
     assert any("bob is overdrawn by 1 after output 3" in finding for finding in findings)
+
+
+# -- the invariant of the store's faults ---------------------------------------------------------------------------
+
+
+def course(*records: tuple[str, str, dict[str, Any]]) -> Evidence:
+    return Evidence(Rows(), history=[Record(t, *record) for t, record in enumerate(records, 1)])
+
+
+def fault(rule: str) -> tuple[str, str, dict[str, Any]]:
+    return rule.split(":", maxsplit=1)[0], "fault", {"rule": rule}
+
+
+def point(worker: str, name: str) -> tuple[str, str, dict[str, Any]]:
+    return worker, "point", {"point": name, "nth": 1}
+
+
+def ended(worker: str, status: int) -> tuple[str, str, dict[str, Any]]:
+    return worker, "exit", {"status": status}
+
+
+def said_of_ends(evidence: Evidence) -> list[str]:
+    (ends,) = loaded(ROOT / "scenarios/store_faults.py").invariants
+    judgement = ends.judge(evidence)
+    assert not judgement.failure
+    assert judgement.examined == sum(record.kind == "exit" for record in evidence.history)
+    return [finding.what for finding in judgement.findings]
+
+
+@pytest.mark.parametrize("status", [4, -9])
+def test_a_worker_that_ends_of_its_broken_store(status: int) -> None:
+    before = point("worker#1", "after_store")
+    strike, other = fault("worker#1:before_store@2=eio_sync"), fault("worker#2:before_store@2=lock(1)")
+    after = point("worker#1", "after_publish")
+    evidence = course(before, strike, after, ended("worker#1", status), other, ended("worker#2", 0))
+    assert said_of_ends(evidence) == []
+
+
+def test_a_worker_that_survives_its_broken_store() -> None:
+    evidence = course(fault("worker#1:before_mark@2=unlink"), ended("worker#1", 0))
+    assert said_of_ends(evidence) == ["worker#1 ended with 0 after unlink"]
+
+
+def test_a_worker_that_commits_to_its_broken_store() -> None:
+    strike, stored = fault("worker#1:before_mark@2=replace"), point("worker#1", "after_store")
+    (said,) = said_of_ends(course(strike, stored, ended("worker#1", 4)))
+    assert said == "worker#1 took a turn for committed after replace"
+    # What it had in its page cache it may still decide and write; and others' commits are theirs.
+    unread = fault("worker#1:before_mark@2=eio_read")
+    assert said_of_ends(course(unread, stored, ended("worker#1", 4))) == []
+    assert said_of_ends(course(strike, ended("worker#1", 4), point("worker#2", "after_store"))) == []
+
+
+# -- the invariant of the hot entity -------------------------------------------------------------------------------
+
+COUNTER = Scope("default", "demo", "counter")
+HOT = ROOT / "scenarios/hot_entity.py"
+
+
+def called(*keys: str) -> list[tuple[str, str, dict[str, Any]]]:
+    fields = {"scope": str(COUNTER), "id": "", "action": "", "entity": "", "version": 0, "before": ""}
+    return [("worker#1", "call", {**fields, "key": key}) for key in keys]
+
+
+def said_of_turns(calls: Sequence[str], decided: Sequence[str], *, code: str = "attempts_exhausted") -> list[str]:
+    """What is said when handlers are called in one order, and keys decided in another."""
+    (in_turn,) = loaded(HOT).invariants
+    records = [KeyRow(COUNTER, key, b"", "decided", n, n) for n, key in enumerate(decided, 1)]
+    letter = Letter(COUNTER, "k1", 0, "cmd", b"", code, 2)
+    history = [Record(t, *record) for t, record in enumerate(called(*calls), 1)]
+    judgement = in_turn.judge(
+        Evidence(Rows(keys=records, dead=[letter]), sent=loaded(HOT).workload(0), history=history)
+    )
+    assert not judgement.failure
+    assert judgement.examined == len(COLD)
+    return [finding.what for finding in judgement.findings]
+
+
+BEHIND = [sent.key for sent in loaded(HOT).workload(0) if sent.command.entity_id == "hot" and sent.phase == "main"][1:]
+COLD = [sent.key for sent in loaded(HOT).workload(0) if sent.command.entity_id != "hot"]
+
+
+def test_the_hot_entity_waits_alone() -> None:
+    assert (len(BEHIND), len(COLD)) == (500, 100)
+    assert said_of_turns(["k1", *COLD, "k1", *BEHIND], [*COLD, "k1", *BEHIND]) == []
+    assert said_of_turns([*COLD, "k1"], COLD) == [], "it has not been called again"
+
+
+def test_others_that_wait_for_the_hot_entity_are_found() -> None:
+    late = COLD[-2:]
+    (said,) = said_of_turns(["k1", *COLD[:-2], "k1", *late, *BEHIND], [*COLD, "k1", *BEHIND])
+    assert said == "k1 was called again before 2 commands of other entities"
+    (said,) = said_of_turns(["k1", *COLD, "k1", *BEHIND], [*COLD[:-2], "k1", *late, *BEHIND])
+    assert said == "2 commands of other entities were decided behind k1"
+
+
+def test_a_hot_entity_that_makes_no_room_is_found() -> None:
+    (said,) = said_of_turns(["k1", *COLD, *BEHIND], [*COLD, "k1", *BEHIND], code="too_many_waiting")
+    assert said == "k1 was given up early: too_many_waiting"
+    (said,) = said_of_turns(["k1", *COLD, "k1", *BEHIND, BEHIND[3]], [*COLD, "k1", *BEHIND])
+    assert said == "1 commands behind k1 were called more than once"

@@ -6,8 +6,9 @@ import pytest
 
 from chaos.workload import GARBAGE, SCOPE, Workload, command, every_path, garbage_key, trespass
 from meshforge_trio.broker.port import Delivery
-from meshforge_trio.envelope import encode, payload_hash
-from meshforge_trio.subjects import COMMANDS, Scope
+from meshforge_trio.envelope import SecurityContext, encode, payload_hash
+from meshforge_trio.security import check
+from meshforge_trio.subjects import COMMANDS, DISCARD, REDRIVE, Scope, parse_subject
 
 
 def test_commands_are_numbered_as_they_are_added() -> None:
@@ -38,6 +39,21 @@ def test_every_path_has_every_kind_of_command() -> None:
     elsewhere = every_path(Scope("other", "demo", "counter"))
     assert [sent.command.id for sent in elsewhere] == [sent.command.id for sent in workload]
     assert {sent.scope.tenant for sent in elsewhere} == {"other"}
+
+
+def test_an_operator_decides_the_fate_of_a_dead_letter() -> None:
+    commands = Workload("acme/main")
+    first = commands.send("parcel", "deliver", entity="p-1", expect=["dead"])
+    redriven = commands.redrive("parcel", first.key, 1, phase="after")
+    discarded = commands.discard("parcel", "raw:1", expect=["refused"])
+    assert list(commands) == [first, redriven, discarded]
+    assert [sent.command.action for sent in commands] == ["deliver", REDRIVE, DISCARD]
+    assert redriven.command.payload == {"key": "k1", "generation": 1, "actor": "operator", "reason": "as planned"}
+    assert (redriven.scope, redriven.key, redriven.phase) == (Scope("acme", "main", "parcel"), "k2", "after")
+    assert (redriven.command.entity_id, redriven.expect, discarded.expect) == (None, ("decided",), ("refused",))
+    assert redriven.command.security_context == SecurityContext("operator", "system")
+    assert check(parse_subject(redriven.subject), redriven.command) is None
+    assert commands.again(redriven).command.id == "c4"
 
 
 def test_a_trespass_is_sent_where_it_does_not_belong() -> None:

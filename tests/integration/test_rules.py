@@ -10,10 +10,12 @@ import pytest
 from chaos.evidence import Sent
 from chaos.lab import Lab
 from chaos.rows import OutputRow
-from chaos.workload import SCOPE, command, every_path
+from chaos.workload import SCOPE, Workload, command, every_path
 from meshforge_trio.subjects import Scope
 
 from .rules_world import ALONE, APP, adds, calls, case, evidence_of, log_of, sent
+
+BOTH = "chaos.agents:counter_and_audit"
 
 
 # Where its thread is in no transaction: a stopped process would keep the lock of the database, and nobody could go on.
@@ -131,3 +133,65 @@ async def test_scopes_with_identical_ids_do_not_meet(lab: Lab) -> None:
 
     ours, theirs = ([told(row) for row in rows if row.scope == scope] for scope in (SCOPE, other))
     assert len(ours) == len(theirs) > 0
+
+
+@pytest.mark.parametrize("action", ["explode", "quit", "die", "spin"])
+async def test_one_in_a_full_batch_is_blamed_alone(lab: Lab, action: str) -> None:
+    """R7: five calls at most with the default limit, whatever the server restarts; 63 neighbours are decided."""
+    commands = [*adds(1, 30, "before"), sent(action, 31, "hot", "dead"), *adds(32, 64, "behind")]
+    plan = "nats:received@2=restart" if action == "explode" else "nats:worker#3.received@1=restart"
+    mortal = action != "explode"
+    outcome = await lab.run(
+        case(ALONE, commands, plan, mortal=mortal, limit=5, retry={"limit": 5, "handler_limit_s": 0.3}), keep=True
+    )
+    evidence = evidence_of(outcome)
+    (letter,) = evidence.rows.dead
+    assert (letter.key, letter.attempts, len(evidence.failed)) == ("k31", 4, 1)
+    assert calls(evidence)["k31"] == (5 if mortal else 4)
+    assert {error for _, error in letter.calls} == {"" if mortal else "RuntimeError: boom"}
+    assert b"its process died" in evidence.failed[0].body or not mortal
+    logs = "".join(log_of(outcome, number) for number in range(1, len(evidence.logs) + 1))
+    assert logs.count("[critical ] dead letter") == 1
+
+
+async def test_a_redriven_event_comes_to_its_receiver_alone(lab: Lab) -> None:
+    """R5: set aside by an agent that cannot use it yet, mended, and delivered again; killed when that is committed."""
+    commands = Workload()
+    commands.send("counter", "draw", {"amount": 0}, entity="a", expect=["decided"])
+    commands.send("audit", "note", {"text": "open"}, entity="a", expect=["decided"], phase="after")
+    commands.redrive("audit", "evt:counter:c1_drawn:k1", phase="after")
+    evidence = evidence_of(await lab.run(case(BOTH, commands, "worker#1:after_store@4=kill")))
+    (letter,) = evidence.rows.dead
+    assert (letter.key, letter.state) == ("evt:counter:c1_drawn:k1", "redriven")
+    (record,) = [row for row in evidence.rows.keys if row.key == letter.key]
+    assert (record.outcome, record.generation) == ("decided", 1)
+    assert [row.name for row in evidence.rows.outputs if row.key == letter.key and row.kind == "event"] == ["seen"]
+
+
+@pytest.mark.parametrize("plan", ["", "worker#1:in_store@9=kill", "worker#1:in_publish@5=kill"])
+async def test_redriven_until_it_works(lab: Lab, plan: str) -> None:
+    """R5: each generation has a dead letter and an order of its own; one that comes too late changes nothing."""
+    commands = Workload()
+    commands.send("counter", "charge", {"amount": 9}, entity="a", expect=["dead", "decided"])
+    commands.redrive("counter", "k1")
+    commands.redrive("counter", "k1", expect=["refused"])
+    commands.send("counter", "add", {"amount": 9}, entity="a", expect=["decided"])
+    commands.redrive("counter", "k1", 1)
+    commands.redrive("counter", "k1", 1, expect=["refused"])
+    commands.send("counter", "add", {"amount": 1}, entity="a", expect=["decided"], phase="after")
+    evidence = evidence_of(await lab.run(case(ALONE, commands, plan, paced=True)))
+    assert [(letter.generation, letter.state) for letter in evidence.rows.dead] == [(0, "redriven"), (1, "redriven")]
+    (record,) = [row for row in evidence.rows.keys if row.key == "k1"]
+    assert (record.outcome, record.generation) == ("decided", 2)
+    assert len({message.msg_id for message in evidence.failed}) == 2
+
+
+async def test_who_kills_its_worker_comes_after_its_neighbours(lab: Lab) -> None:
+    """R7, R8: a call that nobody came back from is a failure as any other: it is not made again at once."""
+    commands = [*adds(1, 30, "before"), sent("die", 31, "hot", "dead"), *adds(32, 64, "behind")]
+    outcome = await lab.run(case(ALONE, commands, mortal=True, retry={"delays_s": (1.0,)}))
+    evidence = evidence_of(outcome)
+    third = [record.t for record in evidence.history if record.kind == "call" and record["key"] == "k31"][2]
+    decided = {record["key"]: record.t for record in evidence.history if record.kind == "decided"}
+    assert len(decided) == 63
+    assert max(decided.values()) < third

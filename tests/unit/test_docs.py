@@ -21,6 +21,7 @@ import pytest
 
 from chaos.checkers import CHECKERS
 from chaos.mutants.catalogue import CATALOGUE
+from chaos.power.result import JUDGED
 from chaos.scenario import load_scenario
 from meshforge_trio.agent import Agent, Context, Decision, Event
 from meshforge_trio.cli import cli
@@ -252,12 +253,15 @@ def _classes(guarantee: str) -> str:
         "broker": ("broker_faults",),
         "connection": ("proxy_cuts",),
         "full disk": ("disk_full",),
+        "store": ("store_faults",),
+        "damage": ("broker_damage",),
     }
-    return ", ".join(
+    found = [
         crash
         for crash, names in scripts.items()
         if any(guarantee in load_scenario(ROOT / f"scenarios/{name}.py").claims for name in names)
-    )
+    ]
+    return ", ".join([*found, *(["power"] if guarantee in JUDGED else [])])
 
 
 def settings_with_defaults() -> dict[str, object]:

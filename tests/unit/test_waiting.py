@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 from doubles import SCOPE, command, counter, delivery
 from hypothesis import given
@@ -44,6 +45,26 @@ def test_a_failed_command_waits_for_its_time() -> None:
     waiting = Waiting([failing("k1")], HOLD, 10)
     assert waiting.delay_s(arrived(1), 4.0) == 6.0
     assert waiting.delay_s(arrived(1), 10.0) is None
+
+
+def test_a_call_that_nobody_came_back_from_failed_like_any_other() -> None:
+    """Its neighbours come first; but one that is out of attempts is given up at once."""
+    died = Attempt("k1", "a", 1, 0.0, 4.0, 5.0, "")
+    waiting = Waiting([died], HOLD, 10)
+    assert 1.0 <= (waiting.delay_s(arrived(1), 5.0) or 0.0) <= 1.1
+    assert waiting.delay_s(arrived(2), 5.0) == BEHIND_S
+    assert waiting.delay_s(arrived(3, "b"), 5.0) is None
+    exhausted = Waiting([attrs.evolve(died, attempts=2)], HOLD, 10)
+    assert exhausted.delay_s(arrived(1), 5.0) is None
+
+
+def test_whoever_holds_an_entity_waits_for_nobody_of_it() -> None:
+    """An earlier one may have come back behind it: its key was free again, because it was redriven."""
+    waiting = Waiting([failing("k2")], HOLD, 10)
+    waiting.park(arrived(1))
+    assert waiting.delay_s(arrived(1), 11.0) == SOON_S
+    assert waiting.delay_s(arrived(2), 11.0) is None
+    assert waiting.delay_s(arrived(3), 11.0) == SOON_S
 
 
 def test_later_commands_of_the_entity_wait_behind_it() -> None:

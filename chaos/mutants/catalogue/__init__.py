@@ -4,9 +4,12 @@
     sessions    how a session starts, and that only one engine is active
     recovery    marks, reading back, the duplicate window
     failures    attempts, holds, dead letters
+    redrive     dead letters that come back
     answers     duplicates, queries, ids
     state       versions, the cache, replay
     isolation   tenants and workspaces
+    faults      I/O errors, a store's file that is gone, damaged and full streams
+    power       what is told before it is on the disk
 
 Some rules stand behind each other: without one of them alone nothing falls, because the next one holds. Such a bug
 plants all of them at once, and says so.
@@ -17,7 +20,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from chaos.mutants.catalogue import answers, effect, failures, isolation, recovery, sessions, state
+from chaos.mutants.catalogue import (
+    answers,
+    effect,
+    failures,
+    faults,
+    isolation,
+    power,
+    recovery,
+    redrive,
+    sessions,
+    state,
+)
 from chaos.mutants.mutant import Mutant
 
 __all__ = ["CATALOGUE"]
@@ -27,7 +41,10 @@ CATALOGUE: Final[Sequence[Mutant]] = (
     *sessions.MUTANTS,
     *recovery.MUTANTS,
     *failures.MUTANTS,
+    *redrive.MUTANTS,
     *answers.MUTANTS,
     *state.MUTANTS,
     *isolation.MUTANTS,
+    *faults.MUTANTS,
+    *power.MUTANTS,
 )

@@ -19,8 +19,10 @@ __all__ = [
     "blamed",
     "copied_and_rolled_back",
     "crowded",
+    "deleted_store",
     "down_beyond_the_window",
     "explosions",
+    "failing_disk",
     "full_disk",
     "held_back",
     "identical_tenants",
@@ -36,7 +38,9 @@ __all__ = [
     "questions",
     "questions_alone",
     "refusals",
+    "refused_for_now",
     "replayed",
+    "rotten_stream",
     "sent_again",
     "set_aside_beyond_the_window",
     "stopped_before_hold",
@@ -165,6 +169,16 @@ def copied_and_rolled_back() -> Case:
     return _case("rolled-back", _adds(1, 7), "nats:after_ack@2=copy; nats:after_publish@6=rollback")
 
 
+def rotten_stream() -> Case:
+    """A bit flips in an event from amid the stream while the server is down; nothing else of it is lost."""
+    return _case("rotten-stream", _adds(1, 7), "nats:after_ack@6=rot")
+
+
+def refused_for_now() -> Case:
+    """For a while the server has no room for what is committed."""
+    return _case("refused-for-now", _adds(1, 3), "nats:after_store@2=limit(0.4)")
+
+
 def stopped_before_hold() -> Case:
     """Stopped when a failure is about to be committed; a successor gives the command up; then the zombie goes on."""
     return _case("stopped-before-hold", [_poison(1, "a"), *_adds(2, 3, "b")], "worker#1:before_hold@1=stop")
@@ -224,6 +238,16 @@ def killed_holding() -> Case:
 def full_disk() -> Case:
     """No space for the commit of the last command, for a while."""
     return _case("full-disk", _adds(1, 3), "worker#1:before_store@3=full(0.3)")
+
+
+def failing_disk() -> Case:
+    """From the second command's commit on no write to the store succeeds, until the process ends."""
+    return _case("failing-disk", _adds(1, 4), "worker#1:before_store@2=eio_write")
+
+
+def deleted_store() -> Case:
+    """The store's file is deleted before the third command is committed, and put back when the process has ended."""
+    return _case("deleted-store", _adds(1, 6), "worker#1:before_store@3=unlink")
 
 
 def questions() -> Case:

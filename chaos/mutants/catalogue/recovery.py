@@ -20,6 +20,13 @@ _UNBOUNDED: Final = Edit(
     "for output in outputs], self.settings.publish_timeout_s\n",
 )
 
+#: What is compared below the newest mark finds what a mark too far on would hide.
+_NOTHING_BELOW: Final = Edit(
+    _RECOVERY,
+    "    broker, mark = session.broker, session.mark\n    if session.lease.clean",
+    "    broker, mark = session.broker, session.mark\n    if session.lease.epoch or session.lease.clean",
+)
+
 MUTANTS: Final[Sequence[Mutant]] = (
     mutant(
         "newest-mark-trusted",
@@ -29,11 +36,7 @@ MUTANTS: Final[Sequence[Mutant]] = (
         "compared below a mark must be overlooked for it: that finds what such a mark would hide.",
         grounds.copied_and_rolled_back,
         Edit(_RECOVERY, "    for mark in marks:\n", "    for mark in marks:\n        return mark\n"),
-        Edit(
-            _RECOVERY,
-            "    broker, mark = session.broker, session.mark\n    if session.lease.clean",
-            "    broker, mark = session.broker, session.mark\n    if session.lease.epoch or session.lease.clean",
-        ),
+        _NOTHING_BELOW,
     ),
     mutant(
         "one-mark-kept",
@@ -52,8 +55,10 @@ MUTANTS: Final[Sequence[Mutant]] = (
         "mark-before-puback",
         "R3",
         "G4",
-        "Moves the mark when it hands the outputs to the socket: the next commit says that they are published.",
+        "Moves the mark when it hands the outputs to the socket: the next commit says that they are published. What is "
+        "compared below a mark must be overlooked for it.",
         grounds.lost_publish,
+        _NOTHING_BELOW,
         Edit(
             "meshforge_trio.protocol",
             "        at(BEFORE_PUBLISH)\n",

@@ -38,8 +38,8 @@ MUTANTS: Final[Sequence[Mutant]] = (
         grounds.killed_after_store,
         Edit(
             "meshforge_trio.recovery",
-            "    while page := await session.rows.outputs_after(n, _PAGE):\n        missing",
-            "    for page in ():\n        missing",
+            "    while page := await session.rows.outputs_after(n, _PAGE):\n        # A stream tells",
+            "    for page in ():\n        # A stream tells",
         ),
     ),
     mutant(
