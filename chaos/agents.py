@@ -19,6 +19,7 @@ import trio
 from meshforge_trio.agent import Agent, Context, Event, Reply, Send
 from meshforge_trio.envelope import EventEnvelope, JsonObject
 from meshforge_trio.errors import Poison, Refused
+from meshforge_trio.locks import LockManagerAdapter
 from meshforge_trio.policy import RetryPolicy
 from meshforge_trio.runtime import App
 
@@ -29,6 +30,7 @@ __all__ = [
     "counter_and_audit",
     "counter_and_moody",
     "counter_only",
+    "locks_and_counter",
     "moody",
     "patient",
     "patient_only",
@@ -327,5 +329,7 @@ counter_and_audit = App([counter, audit])
 counter_only = App([counter])
 #: For what takes its time: deliveries that are long in hand, turns that overlap.
 patient_only = App([patient])
+#: The lock manager, and what a lock may guard.
+locks_and_counter = App([LockManagerAdapter(), counter])
 #: Two policies of retries side by side, the general one and one of its own.
 counter_and_moody = App([counter, moody])

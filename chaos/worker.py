@@ -18,7 +18,7 @@ from chaos.faults.disk_errors import FailingDisk
 from chaos.history import History
 from chaos.plan import parse_plan
 from chaos.probe import FAILURES, FaultProbe
-from meshforge_trio.agent import AgentAdapter, Context, Decision, Event
+from meshforge_trio.agent import AgentAdapter, Context, Deadline, Decision, Event
 from meshforge_trio.config import EngineSettings, Settings
 from meshforge_trio.envelope import CommandEnvelope, EventEnvelope, canonical
 from meshforge_trio.errors import Misconfigured, Poison
@@ -72,6 +72,7 @@ class RecordedAgent(AgentAdapter[Any]):
         self.concurrent = agent.concurrent
         self.subscriptions = agent.subscriptions
         self.retry = agent.retry
+        self.deadlines = agent.deadlines
 
     def initial(self) -> Any:
         """See `AgentAdapter.initial`."""
@@ -88,6 +89,14 @@ class RecordedAgent(AgentAdapter[Any]):
     def entity_of(self, event: EventEnvelope) -> str | None:
         """See `AgentAdapter.entity_of`."""
         return self._agent.entity_of(event)
+
+    def entity_for(self, command: CommandEnvelope) -> str | None:
+        """See `AgentAdapter.entity_for`."""
+        return self._agent.entity_for(command)
+
+    def deadline(self, state: Any, now: float) -> Deadline | None:
+        """See `AgentAdapter.deadline`."""
+        return self._agent.deadline(state, now)
 
     def dump(self, state: Any) -> Any:
         """See `AgentAdapter.dump`."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from typing import Any
 
@@ -152,6 +152,19 @@ class Clues:
                 asked.digests.add(payload_hash(command))
                 asked.commands.append(command)
         return dict(found)
+
+    @cached_property
+    def deadlines(self) -> Set[tuple[Scope, str]]:
+        """The keys under which the runtime itself may end leases: one for each state of a lock, by (scope, key)."""
+        found = set()
+        for row in self.evidence.rows.outputs:
+            told = self.told(row).get("payload")
+            if row.entity_id is None or not isinstance(told, dict) or "fencing_token" not in told:
+                continue
+            name = f"{told['fencing_token']}:{told.get('expires_at')!r}"
+            digest = hashlib.sha256(f"{row.scope}\0{row.entity_id}\0{name}".encode()).hexdigest()
+            found.add((row.scope, f"deadline:{digest[:32]}"))
+        return found
 
     @cached_property
     def ids_asked(self) -> Mapping[Scope, frozenset[str]]:

@@ -119,6 +119,9 @@ def _asked_for(clues: Clues, record: KeyRow) -> Iterator[Finding]:
     elif kind == "evt":
         if (record.scope.tenant, record.scope.workspace, record.key) not in clues.event_keys:
             yield phantom("and there is no such event")
+    elif kind == "deadline":
+        if (record.scope, record.key) not in clues.deadlines:
+            yield phantom("a deadline that no lease had")
     elif kind == "query":
         if rest not in clues.ids_asked.get(record.scope, ()):
             yield phantom("a query that nobody sent")

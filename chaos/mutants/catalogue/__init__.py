@@ -8,6 +8,7 @@
     answers     duplicates, queries, ids
     state       versions, the cache, replay
     isolation   tenants and workspaces
+    locks       leases, fencing tokens
     faults      I/O errors, a store's file that is gone, damaged and full streams
     power       what is told before it is on the disk
 
@@ -26,6 +27,7 @@ from chaos.mutants.catalogue import (
     failures,
     faults,
     isolation,
+    locks,
     power,
     recovery,
     redrive,
@@ -45,6 +47,7 @@ CATALOGUE: Final[Sequence[Mutant]] = (
     *answers.MUTANTS,
     *state.MUTANTS,
     *isolation.MUTANTS,
+    *locks.MUTANTS,
     *faults.MUTANTS,
     *power.MUTANTS,
 )

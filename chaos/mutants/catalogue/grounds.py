@@ -32,6 +32,7 @@ __all__ = [
     "killed_before_store",
     "killed_holding",
     "killed_in_store",
+    "locked",
     "lost_puback",
     "lost_publish",
     "neighbours",
@@ -50,6 +51,7 @@ __all__ = [
 
 _ALONE: Final = "chaos.agents:counter_only"
 _OTHER: Final = Scope("other", "demo", "counter")
+_LOCKS: Final = Scope("default", "demo", "sys_lock_manager")
 _BOTH: Final = ("default/demo", "other/demo")
 #: How long the streams remember a Msg-Id where that matters, and a downtime well beyond it. Seconds.
 _WINDOW_S: Final = 1.0
@@ -304,3 +306,26 @@ def identical_tenants() -> Case:
         *_adds(6, 6, scope=_OTHER),
     ]
     return _case("identical-tenants", sent, workspaces=_BOTH)
+
+
+# -- locks ---------------------------------------------------------------------------------------------------------
+
+
+def locked() -> Case:
+    """No fault: two who want the same, one after the other, and one after the other's time."""
+
+    def ask(number: int, action: str, owner: str, ttl: float | None = None) -> Sent:
+        payload: dict[str, object] = {"resource_id": "door", "owner_id": owner}
+        if ttl is not None:
+            payload["ttl_seconds"] = ttl
+        return Sent(command(_LOCKS, action, number, payload), expect=("decided",), repeatable=False)
+
+    sent = [
+        ask(1, "acquire", "ada", 30.0),
+        ask(2, "acquire", "bob", 30.0),
+        ask(3, "refresh", "ada", 30.0),
+        ask(4, "release", "ada"),
+        ask(5, "acquire", "bob", 30.0),
+        *_adds(6, 12),
+    ]
+    return _case("locked", sent, app="chaos.agents:locks_and_counter", paced=True)
