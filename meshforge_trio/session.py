@@ -309,9 +309,10 @@ class Session:
         async with self._publishing:
             self.check_lease()
             signed = [self._signed(message) for message in messages]
-            for ack in await self.broker.publish(signed, self.settings.publish_timeout_s):
-                if ack.error:
-                    raise SessionLost(f"{self.scope}: the broker refused a command: {ack.error} ({ack.error_code})")
+            acks = await self.broker.publish(signed, self.settings.publish_timeout_s)
+        refused = [ack for ack in acks if ack.error]
+        if refused:
+            raise SessionLost(f"{self.scope}: the broker refused a command of the runtime: {refused[0].error}")
 
     def _signed(self, message: Message) -> Message:
         """Commands of this process prove that they are its agents', where the others have to be signed."""
