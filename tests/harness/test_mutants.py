@@ -25,7 +25,6 @@ from meshforge_trio.config import EngineSettings
 from meshforge_trio.policy import RetryPolicy
 
 BY_NAME = {each.name: each for each in CATALOGUE}
-#: The lock manager is not there yet, so nothing of it can be broken.
 
 
 # -- the catalogue -------------------------------------------------------------------------------------------------
