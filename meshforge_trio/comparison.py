@@ -14,7 +14,7 @@ missing output is *given up* when it can be seen to be, and *lost* otherwise:
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Final
 
 import attrs
@@ -116,14 +116,16 @@ class Gaps:
         return count
 
 
-async def read_all(broker: Broker, stream: str, subject: str, from_seq: int) -> Sequence[StoredMessage]:
-    """Every message of the filter from a sequence on, in order.
+async def read_all(
+    broker: Broker, stream: str, subject: str, from_seq: int, known: Container[str] = ()
+) -> Sequence[StoredMessage]:
+    """Every message of the filter from a sequence on, in order; those whose Msg-Ids are `known` without their bodies.
 
     Raises:
         SessionLost: the broker failed.
     """
     found: list[StoredMessage] = []
     while page := await broker.read_back(stream, subject, from_seq, _PAGE):
-        found.extend(page)
+        found.extend(attrs.evolve(each, body=b"") if each.msg_id in known else each for each in page)
         from_seq = page[-1].seq + 1
     return found

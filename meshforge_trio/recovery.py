@@ -183,15 +183,17 @@ async def recover(session: Session) -> int:
     start = await _start(session, marks)
     # Through here everything was published once, by what the newest mark says; what is above may never have been.
     said = max([mark.n, *(each.n for each in marks[:1])])
-    own = await read_all(session.broker, EVENTS, event_filter(scope), start.event_seq + 1)
+    ahead = await _ahead(session, start.n)
+    known = {output.msg_id for output in ahead}
+    own = await read_all(session.broker, EVENTS, event_filter(scope), start.event_seq + 1, known)
     stored = {message.msg_id: message.seq for message in own}
     of_workspace = violation_subject(scope.tenant, scope.workspace)
-    for message in await read_all(session.broker, EVENTS, of_workspace, start.event_seq + 1):
+    for message in await read_all(session.broker, EVENTS, of_workspace, start.event_seq + 1, known):
         stored[message.msg_id] = message.seq
-    dead = await read_all(session.broker, FAILED, f"failed.*.{scope.tenant}.{scope.workspace}.>", start.failed_seq + 1)
+    letters = f"failed.*.{scope.tenant}.{scope.workspace}.>"
+    dead = await read_all(session.broker, FAILED, letters, start.failed_seq + 1, known)
     in_failed = {message.msg_id: message.seq for message in dead}
-    ahead = await _ahead(session, start.n)
-    await _check_known(session, own, {output.msg_id for output in ahead})
+    await _check_known(session, own, known)
     held = {EVENTS: stored, FAILED: in_failed}
     lost = await _lost(session, start, said, [output for output in ahead if output.n <= said], held)
 

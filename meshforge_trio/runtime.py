@@ -10,6 +10,7 @@ What an error causes is `policy.disposition`'s word; how often something may cra
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import signal
 import sys
@@ -51,6 +52,9 @@ __all__ = [
 
 _CRASHES_MAX: Final = 5
 _CRASH_WINDOW_S: Final = 60.0
+#: How long at most between two dials: a server that is back should be noticed soon.
+_DIAL_MAX_S: Final = 0.5
+_COLLECT_EVERY_S: Final = 1.0
 
 Dial = Callable[[], AbstractAsyncContextManager[Broker]]
 
@@ -131,6 +135,7 @@ class Runtime:
         self._store = store
         self._dial = dial
         self._stopping = trio.Event()
+        self._collected_at = -_COLLECT_EVERY_S
         self._late = False
         self._intensity = Intensity()
         self._log = structlog.get_logger("meshforge")
@@ -201,7 +206,7 @@ class Runtime:
         everything.cancel()
 
     async def _sessions(self) -> None:
-        waits = backoff()
+        waits = backoff(_DIAL_MAX_S)
         while not self._stopping.is_set():
             started = trio.current_time()
             try:
@@ -216,10 +221,23 @@ class Runtime:
                     self._intensity.crashed("the broker session", leaf)
                 else:
                     self._log.warning("the broker session ended", reason=str(leaf))
+                # With it goes the traceback, whose frames hold the session.
+                del leaf
+            self._collect()
             if trio.current_time() - started > BACKOFF_MAX_S:
-                waits = backoff()
+                waits = backoff(_DIAL_MAX_S)
             with trio.move_on_after(next(waits)):
                 await self._stopping.wait()
+
+    def _collect(self) -> None:
+        """Have the collector take what a session left: cycles, mostly, which it would come to next to never.
+
+        The generations are sized for turns, which leave nothing (`launch`). Many engines end at once, so not for each.
+        """
+        now = trio.current_time()
+        if now - self._collected_at >= _COLLECT_EVERY_S:
+            self._collected_at = now
+            gc.collect()
 
     async def _session(self) -> None:
         async with self._dial() as broker, trio.open_nursery() as nursery:
@@ -242,6 +260,8 @@ class Runtime:
                 self._end_if_final(leaf)
                 engine.metrics.ended(leaf, self._clock.now())
                 self._tell(engine, leaf)
+                del leaf
+                self._collect()
             if trio.current_time() - started > BACKOFF_MAX_S:
                 waits = backoff()
             with trio.move_on_after(next(waits)):

@@ -65,7 +65,14 @@ class Waiting:
         if attempt.entity_id is not None:
             self._key_of_entity.setdefault(attempt.entity_id, attempt.key)
         if incoming is not None:
-            self._message[attempt.key] = incoming
+            self._remember(incoming)
+
+    def _remember(self, incoming: Incoming) -> None:
+        """This is the failing command, unless an earlier one of the same key is."""
+        known = self._message.get(incoming.key)
+        here = incoming.delivery
+        if known is None or known.delivery.stream != here.stream or here.stream_seq <= known.delivery.stream_seq:
+            self._message[incoming.key] = incoming
 
     def end(self, key: str) -> None:
         """The command is decided: nobody waits for it any more."""
@@ -99,12 +106,15 @@ class Waiting:
         if not self._policy.hold_entity or incoming.entity_id is None:
             return None
         holder = self._key_of_entity.get(incoming.entity_id)
+        stream, here = incoming.delivery.stream, incoming.delivery.stream_seq
         if holder == incoming.key:
             # Whoever is parked waits for it, also those before it in the stream: a redrive has freed their key again.
-            return None
+            # It is the first that was sent under the key; another may use the same one, and say something else.
+            first = self._message.get(incoming.key)
+            later = first is not None and first.delivery.stream == stream and first.delivery.stream_seq < here
+            return SOON_S if later else None
         if holder is not None:
             return min(max(self._failing[holder].next_at - now, SOON_S), BEHIND_S)
-        stream, here = incoming.delivery.stream, incoming.delivery.stream_seq
         earlier = self._parked.get((stream, incoming.entity_id))
         if earlier and any(seq < here and (stream, seq) not in passed for seq in earlier):
             return SOON_S
@@ -118,7 +128,7 @@ class Waiting:
         """It was NAKed."""
         if incoming.key in self._failing:
             # After a restart this is the first that is seen of it.
-            self._message[incoming.key] = incoming
+            self._remember(incoming)
         sequences = self._parked.setdefault((incoming.delivery.stream, incoming.entity_id), set())
         self._parked_total += incoming.delivery.stream_seq not in sequences
         sequences.add(incoming.delivery.stream_seq)
