@@ -9,7 +9,7 @@ SOURCES := meshforge_trio chaos tests scenarios benchmarks examples
 .PHONY: help install demo test check gate soak bench bench-chaos bench-recovery format clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
 
 $(BIN)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

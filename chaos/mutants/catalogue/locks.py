@@ -22,7 +22,8 @@ MUTANTS: Final[Sequence[Mutant]] = (
         grounds.locked,
         Edit(
             _LOCKS,
-            '            if lock.owner_id != asked.owner_id:\n                return [_denied(lock, asked, "it is held")]\n',
+            "            if lock.owner_id != asked.owner_id:\n"
+            '                return [_denied(lock, asked, "it is held")]\n',
             "",
         ),
     ),
