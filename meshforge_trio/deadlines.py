@@ -44,11 +44,12 @@ class Deadlines:
         self._sent: dict[str, str] = {}
         # Entities that turns of this session have moved, while the others are still being read.
         self._moved: set[str] = set()
+        self._stopped = False
         self.changed = trio.Event()
 
     def note(self, states: Iterable[tuple[str, Any]], *, found: bool = False) -> None:
         """These are states of entities: the newest, or with `found` such as were read and may be outdated by now."""
-        if not self._adapter.deadlines:
+        if self._stopped or not self._adapter.deadlines:
             return
         now = self._clock.now()
         for entity_id, state in states:
@@ -72,6 +73,11 @@ class Deadlines:
         found = [(entity_id, self._set.pop(entity_id).deadline) for _, entity_id in come]
         self._sent.update({entity_id: deadline.name for entity_id, deadline in found})
         return found
+
+    def stop(self) -> None:
+        """No more is told: whoever serves next reads them off the states again."""
+        self._set.clear()
+        self._stopped = True
 
     def wait_s(self) -> float:
         """How long until the next one."""

@@ -241,6 +241,7 @@ class RuntimeEngine:
                 while not self._stopping.is_set():
                     incoming = await self._arrived(session, arrivals)
                     await self._run(session, suspicion, incoming, turns)
+                session.deadlines.stop()
             # Every turn has ended: nothing is in hand that was not settled.
             await session.write_mark(clean=True)
             feeders.cancel_scope.cancel()

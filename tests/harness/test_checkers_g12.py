@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import attrs
+import orjson
 import pytest
 
 from chaos.checkers import judge
@@ -17,6 +19,7 @@ from .crafted import (
     Cases,
     Sound,
     corpse,
+    edit,
     end,
     judgement,
     output_of,
@@ -84,6 +87,24 @@ def test_an_end_is_no_corpse() -> None:
 def test_planned_ends_are_not_named() -> None:
     evidence = attrs.evolve(corpse(), final=True)
     assert judgement(evidence, "G12").findings[0].what == "it did not drain in time"
+
+
+def leased(name: str) -> Evidence:
+    """An end with a lease in it, and in the command stream the runtime's own command of a deadline of that name."""
+    event = output_of(end(), "k1")
+    body = orjson.dumps({**envelope_of(event), "payload": {"fencing_token": 3, "expires_at": 17.5}})
+    evidence = edit(end(), "outputs", event, body=body)
+    digest = hashlib.sha256(f"{event.scope}\0{event.entity_id}\0{name}".encode()).hexdigest()
+    late = corpse().commands[0]
+    fields = {**envelope_of(late), "idempotency_key": f"deadline:{digest[:32]}", "action": "sys_expire"}
+    late = attrs.evolve(late, seq=1, body=orjson.dumps(fields))
+    return streams(evidence, "commands", lambda _: [late])
+
+
+def test_a_deadline_that_came_at_the_very_end_is_left_to_the_next_start() -> None:
+    assert judgement(leased("3:17.5"), "G12").holds
+    (finding,) = judgement(leased("4:17.5"), "G12").findings
+    assert "still in the command stream" in finding.what, "no lease had that one"
 
 
 def test_what_expired_is_not_left() -> None:
