@@ -165,7 +165,7 @@ print(clock.SystemClock().now(), subjects.PLANTED)
         ),
         (
             "install(Patch('p', [Edit('meshforge_trio.clock', 'return', 'yield')]))\nimport meshforge_trio.clock",
-            "p: meshforge_trio.clock: this is there 2 times instead of once",
+            "p: meshforge_trio.clock: this is there 3 times instead of once",
         ),
         (
             "install(Patch('p', [CLOCK, Edit('meshforge_trio.clock', 'no such', 'x')]))\nimport meshforge_trio.clock",
@@ -228,7 +228,7 @@ def test_what_does_not_fit_is_refused() -> None:
     assert "there is no module meshforge_trio.clock.x" in refused(Patch("p", [Edit("meshforge_trio.clock.x", "a", "")]))
     assert "time has no source file to patch" in refused(Patch("p", [Edit("time", "a", "b")]))
     assert "0 times instead of once, adapt the patch" in refused(Patch("p", [Edit(clock, "no such", "x")]))
-    assert "2 times instead of once" in refused(Patch("p", [Edit(clock, "return", "x")]))
+    assert "3 times instead of once" in refused(Patch("p", [Edit(clock, "return", "x")]))
     assert "is none" in refused(Patch("p", [Edit(clock, "", "x")]))
     assert "is none" in refused(Patch("p", [Edit(clock, "return time.time()", "return time.time()")]))
     assert "is no Python" in refused(Patch("p", [Edit(clock, "return time.time()", "return (")]))
