@@ -1,0 +1,106 @@
+"""The server configuration with an account per tenant: what is written, kept, replaced and refused."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+from pathlib import Path
+
+import orjson
+import pytest
+from click.testing import CliRunner
+
+from meshforge_trio.cli.accounts import nats_config
+from meshforge_trio.errors import Misconfigured
+from meshforge_trio.nats_config import ROLES, ServerPlan, Tls, inbox_prefix, seed_file, write
+from meshforge_trio.server import find_binary
+from meshforge_trio.signing import Signer
+
+
+def public_keys(directory: Path, *tenants: str) -> dict[tuple[str, str], str]:
+    return {
+        (tenant, role): Signer.from_file(seed_file(directory, tenant, role)).public_key
+        for tenant in tenants
+        for role in ROLES
+    }
+
+
+def test_the_server_takes_what_is_written(tmp_path: Path) -> None:
+    path = write(tmp_path / "conf", ServerPlan(["acme", "4711"], store_dir=tmp_path / "js"))
+    told = subprocess.run([find_binary(), "-t", "-c", path], capture_output=True, text=True, timeout=30, check=False)
+    assert told.returncode == 0, told.stderr
+    text = path.read_text()
+    assert all(key in text for key in public_keys(tmp_path / "conf", "acme", "4711").values())
+    assert "sync_interval: always" in text
+    assert "imports" not in text
+    assert "exports" not in text
+
+
+def test_seeds_are_the_owners_alone_and_in_no_configuration(tmp_path: Path) -> None:
+    path = write(tmp_path / "conf", ServerPlan(["acme"]))
+    assert stat.S_IMODE((tmp_path / "conf").stat().st_mode) == 0o700
+    for role in ROLES:
+        seed = seed_file(tmp_path / "conf", "acme", role)
+        assert stat.S_IMODE(seed.stat().st_mode) == 0o600
+        assert seed.read_text().strip() not in path.read_text()
+    assert len({inbox_prefix("acme", role) for role in ROLES}) == len(ROLES)
+
+
+def test_keys_are_kept_until_they_are_rotated(tmp_path: Path) -> None:
+    plan = ServerPlan(["acme", "zeta"])
+    write(tmp_path, plan)
+    first = public_keys(tmp_path, "acme", "zeta")
+    write(tmp_path, plan)
+    assert public_keys(tmp_path, "acme", "zeta") == first
+    write(tmp_path, plan, rotate=["acme"])
+    second = public_keys(tmp_path, "acme", "zeta")
+    assert {name for name in first if first[name] != second[name]} == {("acme", role) for role in ROLES}
+    assert not list(tmp_path.glob(".*")), "nothing half written is left"
+
+
+def test_tls_is_written_as_it_is_asked_for(tmp_path: Path) -> None:
+    text = write(
+        tmp_path, ServerPlan(["a"], tls=Tls(Path("c.pem"), Path("k.pem"), Path("ca.pem"), verify=True))
+    ).read_text()
+    for line in ('cert_file: "c.pem"', 'key_file: "k.pem"', 'ca_file: "ca.pem"', "verify: true"):
+        assert line in text
+    assert "tls" not in write(tmp_path, ServerPlan(["a"])).read_text()
+
+
+@pytest.mark.parametrize(
+    ("tenants", "said"), [([], "no tenant"), (["a.b"], "is not 1 to 64"), (["a", "a"], "twice"), (["a>"], "is not 1")]
+)
+def test_wrong_tenants_are_told(tenants: list[str], said: str) -> None:
+    with pytest.raises(Misconfigured, match=said):
+        ServerPlan(tenants)
+
+
+def test_what_cannot_be_written_is_told(tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured, match="not planned: zeta"):
+        write(tmp_path, ServerPlan(["acme"]), rotate=["zeta"])
+    seed_file(tmp_path, "acme", "client").write_text("no seed")
+    with pytest.raises(Misconfigured, match="holds no seed"):
+        write(tmp_path, ServerPlan(["acme"]))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Misconfigured, match="cannot write"):
+        write(tmp_path / "file" / "conf", ServerPlan(["acme"]))
+    with pytest.raises(Misconfigured, match="--tls-ca"):
+        ServerPlan(["a"], tls=Tls(Path("c"), Path("k"), verify=True))
+
+
+def test_the_command_says_how_each_user_logs_in(tmp_path: Path) -> None:
+    run = CliRunner().invoke(nats_config, [str(tmp_path / "conf"), "--tenant", "acme", "--json"], standalone_mode=False)
+    told = orjson.loads(run.stdout)
+    assert Path(told["config"]).is_file()
+    assert [user["user"] for user in told["users"]] == list(ROLES)
+    assert all(Path(user["nkey_seed_file"]).is_file() for user in told["users"])
+    plain = CliRunner().invoke(nats_config, [str(tmp_path / "conf"), "--tenant", "acme", "--sync-lazy"])
+    assert 'inbox_prefix = "_INBOX_acme_client"' in plain.stdout
+    assert "sync_interval" not in Path(told["config"]).read_text()
+
+
+@pytest.mark.parametrize("options", [["--tls-cert", "c.pem"], ["--tls-verify"], ["--tls-ca", "ca.pem"]])
+def test_half_of_tls_is_wrong_usage(tmp_path: Path, options: list[str]) -> None:
+    run = CliRunner().invoke(nats_config, [str(tmp_path), "--tenant", "acme", *options])
+    assert run.exit_code == 2
+    assert "--tls-" in run.output
