@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import attrs
 import click
@@ -17,8 +16,7 @@ import orjson
 from chaos.checkers import judge
 from chaos.evidence import Sent, load_image
 from chaos.history import Record, read_history
-from meshforge_trio.envelope import decode_command
-from meshforge_trio.subjects import Scope
+from chaos.verdict import sent_from_json
 
 __all__ = ["RoundVerdict", "judge_round", "verdict_from_json"]
 
@@ -49,7 +47,7 @@ def judge_round(home: Path) -> RoundVerdict:
     history = read_history(home / "history.jsonl")
     told = orjson.loads((home / "run.json").read_bytes())
     outcomes = {record["id"]: record.kind for record in history if record.kind in ("ok", "unknown", "failed")}
-    sent = [_sent(each, outcomes) for each in told["sent"]]
+    sent = [sent_from_json(each, outcomes) for each in told["sent"]]
     places = [i for i, record in enumerate(history) if record.kind == "image"]
     broken: list[str] = []
     failures: list[str] = []
@@ -78,21 +76,6 @@ def judge_round(home: Path) -> RoundVerdict:
 def _sent_before(sent: Sequence[Sent], history: Sequence[Record]) -> Sequence[Sent]:
     names = {(record["id"], record["subject"]) for record in history if record.kind == "send"}
     return [each for each in sent if (each.command.id, each.subject) in names]
-
-
-def _sent(told: Mapping[str, Any], outcomes: Mapping[str, str]) -> Sent:
-    command = decode_command(orjson.dumps(told["command"]))
-    return Sent(
-        command,
-        outcomes.get(command.id, "unknown"),
-        told["query"],
-        tuple(told["expect"]),
-        told["phase"],
-        told["repeatable"],
-        None if told["at"] is None else Scope(*told["at"].split("/")),
-        key=told["key"],
-        digest=bytes.fromhex(told["digest"]),
-    )
 
 
 def _decided(history: Sequence[Record]) -> Mapping[str, int]:

@@ -32,6 +32,7 @@ __all__ = [
     "Verdict",
     "judge_run",
     "load_run",
+    "sent_from_json",
     "verdict_on",
 ]
 
@@ -147,7 +148,7 @@ def load_run(home: Path) -> Run:
             raise RunError(f"{home}/run.json lacks {', '.join(missing)}")
         history = read_history(home / "history.jsonl")
         outcomes = {r["id"]: r.kind for r in history if r.kind in ("ok", "unknown", "failed")}
-        sent = [_sent(each, outcomes) for each in told["sent"]]
+        sent = [sent_from_json(each, outcomes) for each in told["sent"]]
         plan = parse_plan(told["plan"], mortal=True)
         images = [
             load_image(
@@ -178,7 +179,7 @@ def _told(path: Path) -> Mapping[str, Any]:
     return told
 
 
-def _sent(told: Mapping[str, Any], outcomes: Mapping[str, str]) -> Sent:
+def sent_from_json(told: Mapping[str, Any], outcomes: Mapping[str, str]) -> Sent:
     command = decode_command(orjson.dumps(told["command"]))
     return Sent(
         command,

@@ -42,7 +42,8 @@ class Deadlines:
         self._clock = clock
         self._set: dict[str, _Set] = {}
         self._sent: dict[str, str] = {}
-        # Entities that turns of this session have moved, while the others are still being read.
+        # Entities that turns of this session have moved while the others are still being read.
+        self._reading = True
         self._moved: set[str] = set()
         self._stopped = False
         self.changed = trio.Event()
@@ -55,10 +56,14 @@ class Deadlines:
         for entity_id, state in states:
             if found and entity_id in self._moved:
                 continue
-            if not found:
+            if not found and self._reading:
                 self._moved.add(entity_id)
             deadline = self._adapter.deadline(state, now)
-            if deadline is None or self._sent.get(entity_id) == deadline.name:
+            if deadline is not None and self._sent.get(entity_id) == deadline.name:
+                self._set.pop(entity_id, None)
+                continue
+            self._sent.pop(entity_id, None)
+            if deadline is None:
                 self._set.pop(entity_id, None)
                 continue
             before = self._set.get(entity_id)
@@ -73,6 +78,11 @@ class Deadlines:
         found = [(entity_id, self._set.pop(entity_id).deadline) for _, entity_id in come]
         self._sent.update({entity_id: deadline.name for entity_id, deadline in found})
         return found
+
+    def all_read(self) -> None:
+        """Every entity has been told: from here on there is only what turns move."""
+        self._reading = False
+        self._moved.clear()
 
     def stop(self) -> None:
         """No more is told: whoever serves next reads them off the states again."""
@@ -99,6 +109,7 @@ async def keep(session: Session) -> None:
         entities = await session.entities([head.entity_id for head in heads])
         session.deadlines.note([(entity_id, entity.state) for entity_id, entity in entities], found=True)
         last = heads[-1].entity_id
+    session.deadlines.all_read()
     while True:
         session.deadlines.changed = trio.Event()
         with trio.move_on_after(session.deadlines.wait_s()):

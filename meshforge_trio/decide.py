@@ -60,7 +60,7 @@ class Decider:
         self._reading = reading
         self._now = now
         self._asides = Asides(drafter, now)
-        self._fates = Fates(drafter.scope, drafter, reading)
+        self._fates = Fates(drafter, reading)
         self._decided: dict[str, Verdict] = {}
         self._fences: dict[str, int] = {}
         self._mismatched: dict[tuple[str, bytes], Verdict] = {}

@@ -70,7 +70,7 @@ class Drafter:
     """Writes the outputs of one scope. `body_max` is what fits into the broker's messages, in bytes."""
 
     def __init__(self, scope: Scope, body_max: int) -> None:
-        self.scope = self._scope = scope
+        self.scope = scope
         self._body_max = body_max
         seed = "\0".join((scope.tenant, scope.workspace, scope.agent)).encode()
         self._seed = hashlib.sha256(seed + b"\0")
@@ -127,7 +127,7 @@ class Drafter:
         if subject is None:
             subject = self._subjects.get(name)
             if subject is None:
-                subject = self._subjects[name] = event_subject(self._scope, check_token(name, "event name"))
+                subject = self._subjects[name] = event_subject(self.scope, check_token(name, "event name"))
         link = hashlib.sha256(chain + body).digest() if chain is not None else None
         return Output(0, kind, cause.key, event_id, name, subject, msg_id, body, entity_id, version, link)
 
@@ -140,7 +140,7 @@ class Drafter:
         """
         _check_send(send)
         msg_id = self.msg_id(cause, "command")
-        target = Scope.checked(self._scope.tenant, self._scope.workspace, send.agent)
+        target = Scope.checked(self.scope.tenant, self.scope.workspace, send.agent)
         # The first part keeps time-ordered keys together in the receiver's index; the hash makes it unique. What
         # an event's key names must not look like a prefix of the runtime.
         stem = cause.key.split(":", 1)[-1].replace(":", "_") if cause.key.startswith("evt:") else cause.key
@@ -170,7 +170,7 @@ class Drafter:
             "subject": incoming.delivery.subject,
             "reason": told(violation.reason),
         }
-        subject = violation_subject(self._scope.tenant, self._scope.workspace)
+        subject = violation_subject(self.scope.tenant, self.scope.workspace)
         return self.event(cause, "violation", payload, entity_id=None, kind="record", subject=subject)
 
     def _common(self, cause: Cause, msg_id: str) -> JsonObject:
@@ -197,7 +197,7 @@ class Drafter:
         if found is None:
             if len(self._principals) >= _PRINCIPALS_MAX:
                 self._principals.clear()
-            found = self._principals[origin] = principal_fields(as_agent(self._scope.agent, cause))
+            found = self._principals[origin] = principal_fields(as_agent(self.scope.agent, cause))
         return found
 
     def dead_letter(self, cause: Cause, incoming: Incoming, story: Mapping[str, object]) -> Output:

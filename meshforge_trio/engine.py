@@ -91,8 +91,9 @@ class RuntimeEngine:
         self._rows = store.scope(scope)
         self._settings = settings if settings is not None else EngineSettings()
         self._probe = probe
-        steady = adapter.deadlines and clock is None
-        self._clock = SteadyClock() if steady else clock if clock is not None else SystemClock()
+        if clock is None:
+            clock = SteadyClock() if adapter.deadlines else SystemClock()
+        self._clock = clock
         self._first_claim_after_s = first_claim_after_s
         self._access = access
         self._signer = signer

@@ -25,6 +25,7 @@ import attrs
 import nkeys
 
 from meshforge_trio.errors import Misconfigured
+from meshforge_trio.locks import EXPIRE
 from meshforge_trio.subjects import COMMANDS, DELIVER, DISCARD, EVENTS, FAILED, REDRIVE, is_token
 
 __all__ = ["ROLES", "Role", "ServerPlan", "Tls", "accounts", "inbox_prefix", "render", "write"]
@@ -34,8 +35,8 @@ ROLES: Final[Sequence[Role]] = ("runtime", "client", "operator")
 
 _DIRECTORY_MODE: Final = 0o700
 _SEED_MODE: Final = 0o600
-#: Actions that no client may send, whatever principal it claims. `sys_expire` is the lock manager's.
-_SYSTEM_ACTIONS: Final = (REDRIVE, DISCARD, DELIVER, "sys_expire")
+#: Actions that no client may send, whatever principal it claims.
+_SYSTEM_ACTIONS: Final = (REDRIVE, DISCARD, DELIVER, EXPIRE)
 
 
 @attrs.frozen

@@ -23,7 +23,7 @@ import attrs
 from meshforge_trio.envelope import PrincipalType, SecurityContext
 from meshforge_trio.errors import Misconfigured
 
-__all__ = ["EVERYBODY", "Permissions", "Rule", "parse_rule"]
+__all__ = ["EVERYBODY", "Permissions", "Rule", "id_fits", "parse_rule"]
 
 _RULE: Final = re.compile(
     r"(?P<verdict>allow|deny)\s+(?P<kind>[a-z*]+):(?P<who>\S+)\s*->\s*(?P<agent>[A-Za-z0-9_*-]+)"
@@ -46,15 +46,15 @@ class Rule:
         """Whether it speaks of this."""
         return (
             self.kind in ("*", kind)
-            and fnmatchcase(who, _literal(self.who))
+            and id_fits(self.who, who)
             and fnmatchcase(agent, self.agent)
             and fnmatchcase(action, self.action)
         )
 
 
-def _literal(pattern: str) -> str:
-    """Of fnmatch's special characters only `*` is one here: ids may hold the others."""
-    return re.sub(r"[\[?]", r"[\g<0>]", pattern)
+def id_fits(pattern: str, principal_id: str) -> bool:
+    """Whether a pattern means a principal's id. Of fnmatch's special characters only `*` is one: ids hold others."""
+    return fnmatchcase(principal_id, re.sub(r"[\[?]", r"[\g<0>]", pattern))
 
 
 def parse_rule(text: str) -> Rule:

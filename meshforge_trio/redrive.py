@@ -29,7 +29,7 @@ from meshforge_trio.errors import Refused
 from meshforge_trio.intake import Incoming
 from meshforge_trio.plan import Verdict
 from meshforge_trio.store.port import DeadLetter, Output, Reading
-from meshforge_trio.subjects import DELIVER, REDRIVE, Scope, command_subject, parse_subject
+from meshforge_trio.subjects import DELIVER, REDRIVE, command_subject, parse_subject
 
 __all__ = ["Fates", "asked", "unreadable"]
 
@@ -54,8 +54,7 @@ def unreadable(letter: DeadLetter) -> str | None:
 class Fates:
     """Decides the system commands of one batch."""
 
-    def __init__(self, scope: Scope, drafter: Drafter, reading: Reading) -> None:
-        self._scope = scope
+    def __init__(self, drafter: Drafter, reading: Reading) -> None:
         self._drafter = drafter
         self._reading = reading
         self._settled: set[str] = set()
@@ -117,13 +116,13 @@ class Fates:
             event = decode_event(letter.body)
             command = CommandEnvelope(
                 id=msg_id,
-                tenant=self._scope.tenant,
-                workspace=self._scope.workspace,
-                agent=self._scope.agent,
+                tenant=self._drafter.scope.tenant,
+                workspace=self._drafter.scope.workspace,
+                agent=self._drafter.scope.agent,
                 action=DELIVER,
                 idempotency_key=f"deliver~{msg_id}",
                 payload={"event": orjson.loads(letter.body)},
-                security_context=SecurityContext(self._scope.agent, "agent"),
+                security_context=SecurityContext(self._drafter.scope.agent, "agent"),
                 trace_id=event.trace_id,
             )
         else:
@@ -136,7 +135,7 @@ class Fates:
         )
         body = encode(command)
         self._drafter.check_size(body, f"the redriven command {letter.key!r}")
-        subject = command_subject(self._scope, command.action)
+        subject = command_subject(self._drafter.scope, command.action)
         return Output(0, "command", cause.key, msg_id, command.action, subject, msg_id, body, command.entity_id)
 
 

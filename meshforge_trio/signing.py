@@ -15,7 +15,6 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -26,6 +25,7 @@ import nkeys
 
 from meshforge_trio.envelope import PrincipalType, SecurityContext
 from meshforge_trio.errors import Misconfigured
+from meshforge_trio.permissions import id_fits
 from meshforge_trio.subjects import is_token
 
 __all__ = ["HEADER", "KeyEntry", "KeyRegistry", "Signer", "parse_key"]
@@ -85,7 +85,7 @@ class KeyEntry:
         return (
             self.tenant == tenant
             and self.kind in ("*", context.principal_type)
-            and fnmatchcase(context.principal_id, re.sub(r"[\[?]", r"[\g<0>]", self.who))
+            and id_fits(self.who, context.principal_id)
         )
 
 
