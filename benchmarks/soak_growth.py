@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
+from urllib.request import urlopen
 
 import attrs
+from prometheus_client.parser import text_string_to_metric_families
 
-__all__ = ["COMMANDS_MIN", "LOG_MAX", "Sample", "Trend", "open_files", "private_kib", "trends"]
+__all__ = ["COMMANDS_MIN", "LOG_MAX", "Sample", "Trend", "blocks_in_use", "open_files", "private_kib", "trends"]
 
 _KIB: Final = 1024
 #: The write-ahead log is checkpointed at 32 MiB; readers may hold that up for a while.
@@ -19,6 +21,9 @@ LOG_MAX: Final = 64 << 20
 #: KiB that the memory of a worker may grow by per 1,000 commands that it decides, and once and for all.
 _RSS_PER_1000_KIB: Final = 32.0
 _RSS_ONCE_KIB: Final = 8192.0
+#: Blocks that a worker may have more of per 1,000 commands: far less than one each; and once and for all.
+_BLOCKS_PER_1000: Final = 50.0
+_BLOCKS_ONCE: Final = 4096.0
 #: Open files that a worker may have more of in the last third than in the first: a connection being made anew.
 _FILES_MORE: Final = 2
 #: Share by which the bytes per command of the last third may differ from those of the first.
@@ -28,13 +33,15 @@ _WARM_UP: Final = 0.4
 #: Fewer commands of the worker that is never killed, after its warm-up, say nothing about its memory.
 COMMANDS_MIN: Final = 2_000
 _SAMPLES_MIN: Final = 4
+_ENDPOINT_S: Final = 5.0
 
 
 @attrs.frozen
 class Sample:
     """The end of a round. `pid` and `decided` are those of the worker that is never killed, `decided_in_all` of all.
 
-    Memory in KiB, `database` and `log` in bytes; `log_peak` is the largest log within the round.
+    Memory in KiB, `blocks` in pieces that the interpreter has in use, `database` and `log` in bytes; `log_peak` is the
+    largest log within the round.
     """
 
     at_s: float
@@ -42,6 +49,7 @@ class Sample:
     decided: int
     decided_in_all: int
     rss_kib: int
+    blocks: int
     files: int
     database: int
     log: int
@@ -82,6 +90,18 @@ def open_files(pid: int) -> int:
         return 0
 
 
+def blocks_in_use(port: int) -> int:
+    """How many pieces of memory the interpreter of a worker has in use, by its health endpoint.
+
+    Raises:
+        OSError: the endpoint does not answer.
+    """
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=_ENDPOINT_S) as answer:
+        page = answer.read().decode()
+    families = {family.name: family for family in text_string_to_metric_families(page)}
+    return int(families["meshforge_allocated_blocks"].samples[0].value)
+
+
 def trends(samples: Sequence[Sample]) -> Sequence[Trend]:
     """What became of everything that is to stay flat."""
     warm = list(samples[round(len(samples) * _WARM_UP) :])
@@ -95,6 +115,10 @@ def _of_memory(warm: Sequence[Sample]) -> Iterator[Trend]:
     # What grows once, such as the arenas of the allocator, is no leak; it weighs less the longer the run.
     bound = _RSS_PER_1000_KIB + (_RSS_ONCE_KIB / thousands if known else 0.0)
     yield Trend("memory of the worker", slope, bound, "KiB per 1,000 commands", slope <= bound, known)
+    # What is in use, whatever the allocator keeps: this is where a leak shows first.
+    slope = _slope([(sample.decided / 1000, float(sample.blocks)) for sample in warm]) if known else 0.0
+    bound = _BLOCKS_PER_1000 + (_BLOCKS_ONCE / thousands if known else 0.0)
+    yield Trend("blocks in use of the worker", slope, bound, "per 1,000 commands", slope <= bound, known)
 
 
 def _of_files(warm: Sequence[Sample]) -> Iterator[Trend]:

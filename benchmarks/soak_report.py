@@ -121,8 +121,9 @@ def as_text(result: SoakResult) -> str:
         last = result.samples[-1]
         per = last.database / max(last.decided_in_all, 1)
         lines.append(
-            f"at the end: RSS {last.rss_kib / 1024:.1f} MiB, {last.files} open files, database "
-            f"{last.database / (1 << 20):.1f} MiB ({per:,.0f} bytes a decision), log {last.log / (1 << 20):.1f} MiB"
+            f"at the end: RSS {last.rss_kib / 1024:.1f} MiB, {last.blocks:,} blocks in use, {last.files} open files, "
+            f"database {last.database / (1 << 20):.1f} MiB ({per:,.0f} bytes a decision), "
+            f"log {last.log / (1 << 20):.1f} MiB"
         )
     lines += [f"broken: {text}" for text in result.broken]
     lines += [f"reason: {text}" for text in result.reasons]
@@ -147,6 +148,7 @@ _SVG: Final = """\
 """
 _ROWS: Final[Mapping[str, Callable[[Sample], float]]] = {
     "RSS, MiB": lambda sample: sample.rss_kib / 1024,
+    "blocks in use": lambda sample: float(sample.blocks),
     "open files": lambda sample: float(sample.files),
     "log, largest, MiB": lambda sample: sample.log_peak / (1 << 20),
     "database, MiB": lambda sample: sample.database / (1 << 20),

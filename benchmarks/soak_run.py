@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 import orjson
 import trio
 
-from benchmarks.soak_growth import Sample, open_files, private_kib, trends
+from benchmarks.soak_growth import Sample, blocks_in_use, open_files, private_kib, trends
 from benchmarks.soak_image import size_of_store
 from benchmarks.soak_judge import RoundVerdict
 from benchmarks.soak_load import WORKSPACES
@@ -174,7 +174,7 @@ class Soak:
             home = self._home / f"round-{number}"
             played = Round(self._seed, number, world, observer, home, tell)
             verdict = await played.run(round_s, rate)
-            self._note(number, world, verdict)
+            await self._note(number, world, verdict)
             self._kept += [sent for sent in played.sent if sent.expect == ("decided",)][-_KEPT_PER_ROUND:]
             if verdict.broken or verdict.failures:
                 self._tell(f"round {number}: {', '.join(verdict.broken_ids) or 'a checker failed'}", lasting=True)
@@ -184,7 +184,7 @@ class Soak:
                 return False
         return True
 
-    def _note(self, number: int, world: SoakWorld, verdict: RoundVerdict) -> None:
+    async def _note(self, number: int, world: SoakWorld, verdict: RoundVerdict) -> None:
         """Keep what a round showed, and how large everything is after it."""
         self.verdicts.append(verdict)
         self.broken += [f"round {number}, {text}" for text in verdict.broken]
@@ -201,6 +201,7 @@ class Soak:
                     decided=self._decided_of_survivor[survivor.pid],
                     decided_in_all=self._decided.total(),
                     rss_kib=private_kib(survivor.pid),
+                    blocks=await trio.to_thread.run_sync(blocks_in_use, world.health_port),
                     files=open_files(survivor.pid),
                     database=size.database,
                     log=size.log,

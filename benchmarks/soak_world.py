@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -35,7 +36,7 @@ _TOLD_TO_END: Final = (0, 1)
 class SoakWorld(ProcessWorld):
     """Keeps `size` workers alive; `plan_of` draws the rules of a worker that is started, from its number.
 
-    `unplanned` are ends of workers that nothing asked for, in words.
+    `unplanned` are ends of workers that nothing asked for, in words. The survivor tells how it is on `health_port`.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class SoakWorld(ProcessWorld):
         self._server_hand = trio.Lock()
         self._began: Sequence[tuple[str, int]] = ()
         self._replacing = True
+        self.health_port = _free_port()
         self.ends = 0
         self.unplanned: list[str] = []
 
@@ -111,6 +113,8 @@ class SoakWorld(ProcessWorld):
         self._rules[worker] = {str(rule): rule for rule in rules}
         self.workers.append(worker)
         order = {**self._order, "number": number, "log": str(worker.log), "plan": str(Plan(rules))}
+        if number == SURVIVOR:
+            order["health_port"] = self.health_port
         await self._zygote.spawn(worker, order)
         self._history.write("spawn", actor=worker.name, pid=worker.pid)
         return worker
@@ -273,3 +277,10 @@ class SoakWorld(ProcessWorld):
 def _go_on(worker: Worker | None) -> None:
     if worker is not None:
         worker.send_signal(signal.SIGCONT)
+
+
+def _free_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port: int = bound.getsockname()[1]
+        return port

@@ -50,6 +50,7 @@ def live(order: dict[str, Any], descriptor: int) -> int:
         store=store,
         workspaces=tuple(order["workspaces"]),
         lease_ttl_s=order["lease_ttl_s"],
+        health_port=order["health_port"],
         engine=EngineSettings(**order["engine"], retry=RetryPolicy(**order["retry"])),
     )
     try:

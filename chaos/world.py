@@ -83,6 +83,7 @@ class ProcessWorld:
             "retry": {**FAST_RETRY, **(retry or {})},
             "lease_ttl_s": lease_ttl_s,
             "log_level": log_level,
+            "health_port": 0,
             "environment": {},
         }
 

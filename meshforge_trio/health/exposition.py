@@ -5,6 +5,7 @@ The counts are plain numbers elsewhere; this makes families of them when they ar
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -68,6 +69,8 @@ class _Families(Collector):
             ("meshforge_store_bytes", "Size of the store's file", store.size),
             ("meshforge_store_log_bytes", "Size of the store's write-ahead log", store.log_size),
             ("meshforge_disk_free_bytes", "Free space on the disk of the store", store.disk_free),
+            # Resident memory keeps to the largest that was ever in use; a leak shows here.
+            ("meshforge_allocated_blocks", "Blocks of memory in use by the interpreter", sys.getallocatedblocks()),
         ):
             gauge = GaugeMetricFamily(name, text)
             gauge.add_metric((), value)

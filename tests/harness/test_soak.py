@@ -40,6 +40,7 @@ def samples(count: int = 20, **more: Any) -> list[Sample]:
             decided=1000 * i,
             decided_in_all=2000 * i,
             rss_kib=40_000,
+            blocks=220_000,
             files=20,
             database=2_000_000 * i,
             log=0,
@@ -72,6 +73,19 @@ def test_memory_that_grows_with_every_command_is_found() -> None:
 def test_memory_that_grows_while_caches_warm_up_is_no_leak() -> None:
     warming = [attrs.evolve(each, rss_kib=40_000 + 8 * min(each.decided, 8000)) for each in samples()]
     assert trend(trends(warming), "memory").holds
+
+
+def test_objects_that_stay_are_found_long_before_the_memory_shows_them() -> None:
+    leaking = [attrs.evolve(each, blocks=220_000 + each.decided) for each in samples()]
+    found = trend(trends(leaking), "blocks in use")
+    assert not found.holds
+    assert found.value == pytest.approx(1000)
+    assert trend(trends(leaking), "memory").holds
+
+
+def test_blocks_that_come_and_go_are_no_leak() -> None:
+    busy = [attrs.evolve(each, blocks=220_000 + 3000 * (i % 2)) for i, each in enumerate(samples())]
+    assert trend(trends(busy), "blocks in use").holds
 
 
 def test_open_files_that_stay_open_are_found() -> None:
@@ -189,7 +203,7 @@ def test_a_soak_that_shows_enough_passes() -> None:
     assert (result.decided, result.corpses, result.places) == (1000, 2, 1)
     assert result.faults == {"nats pause": 2, "worker kill": 2, "worker stop": 2}
     assert "soak: pass, 1.0 minutes, seed 7" in as_text(result)
-    assert as_svg(result).count("<polyline") == 4
+    assert as_svg(result).count("<polyline") == 5
 
 
 def test_a_guarantee_or_a_bound_that_is_broken_is_a_violation() -> None:

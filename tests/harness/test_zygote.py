@@ -32,6 +32,7 @@ LOST: Mapping[str, Any] = {
     "retry": {},
     "lease_ttl_s": 1.0,
     "log_level": "info",
+    "health_port": 0,
     "environment": {},
 }
 

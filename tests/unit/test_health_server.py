@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -175,6 +176,7 @@ async def test_metrics_are_what_prometheus_reads(tmp_path: Path) -> None:
     assert value("outbox") == value("parked") == value("dead") == 0
     assert samples[("meshforge_disk_free_bytes",)] > 0
     assert samples[("process_resident_memory_bytes",)] > 0
+    assert 10_000 < samples[("meshforge_allocated_blocks",)] < 2 * sys.getallocatedblocks()
 
 
 # -- guests ------------------------------------------------------------------------------------------------------
