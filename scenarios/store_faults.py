@@ -49,6 +49,8 @@ LOCKED = [
     # Longer than the lease; longer than a worker waits before it says that it cannot write.
     "worker#1:before_store@3=lock(1.5)",
     "worker#1:before_store@2=lock(6)",
+    # As a backup or a forgotten shell does, for half a minute.
+    "worker#1:before_store@3=lock(30)",
     "worker#1:after_store@2=kill; worker#2:after_lease@1=lock(6)",
     "worker#1:before_store@2=lock(1); nats:after_store@2=restart",
 ]
@@ -105,6 +107,7 @@ SCENARIO = Scenario(
     ],
     claims=("G1", "G2", "G3", "G4", "G5", "G6", "G7", "G8", "G11", "G12", "G13", "ends"),
     invariants=[ENDS],
+    deadline_s=60.0,
 )
 
 if __name__ == "__main__":
