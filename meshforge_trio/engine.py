@@ -84,7 +84,9 @@ class RuntimeEngine:
         first_claim_after_s: float = 0.0,
         access: Access = OPEN,
         signer: Signer | None = None,
+        recoveries: trio.CapacityLimiter | None = None,
     ) -> None:
+        """`recoveries` bounds how many engines compare store and streams at once, and so the memory this takes."""
         self.scope = scope
         self._adapter = adapter
         self._store = store
@@ -97,6 +99,7 @@ class RuntimeEngine:
         self._first_claim_after_s = first_claim_after_s
         self._access = access
         self._signer = signer
+        self._recoveries = recoveries if recoveries is not None else trio.CapacityLimiter(1)
         self._last_epoch = -1
         self._suspected = _Suspicion()
         self._stopping = trio.Event()
@@ -129,7 +132,8 @@ class RuntimeEngine:
             self.metrics.leased(lease.epoch, taken_over=taken_over)
             self._last_epoch = lease.epoch
             self._probe(AFTER_RESET)
-            session = await self._recovered(broker, lease, facts, consumers)
+            async with self._recoveries:
+                session = await self._recovered(broker, lease, facts, consumers)
             self._log.info("serving", epoch=lease.epoch)
             self.metrics.phase = "serving"
             self.serving.set()

@@ -55,6 +55,8 @@ _CRASH_WINDOW_S: Final = 60.0
 #: How long at most between two dials: a server that is back should be noticed soon.
 _DIAL_MAX_S: Final = 0.5
 _COLLECT_EVERY_S: Final = 1.0
+#: Engines that compare store and streams at once: all of them begin together when the server is back.
+_RECOVERIES_MAX: Final = 2
 
 Dial = Callable[[], AbstractAsyncContextManager[Broker]]
 
@@ -147,6 +149,7 @@ class Runtime:
             )
         access = Access(Permissions.of(settings.permissions), KeyRegistry.of(settings.signing_keys))
         signer = None if settings.signing_seed_file is None else Signer.from_file(settings.signing_seed_file)
+        recoveries = trio.CapacityLimiter(_RECOVERIES_MAX)
         self.engines = [
             RuntimeEngine(
                 scope,
@@ -156,6 +159,7 @@ class Runtime:
                 probe=probe,
                 access=access,
                 signer=signer,
+                recoveries=recoveries,
                 # Each scope has one worker that may claim it at once; the others leave it a moment.
                 first_claim_after_s=0.0 if i % workers == worker else 0.75,
             )

@@ -5,16 +5,24 @@ Each test names the rule (docs/architecture.md) without which it fails.
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import trio
 
 from chaos.evidence import Sent
 from chaos.lab import Lab
 from chaos.zygote import Zygote
+from meshforge_trio.broker.jetstream import open_broker
+from meshforge_trio.config import Settings
+from meshforge_trio.crud import crud_agent
+from meshforge_trio.points import Point
+from meshforge_trio.runtime import App, Runtime
 from meshforge_trio.server import PrivateServer
+from meshforge_trio.store.sqlite import SQLiteEventStore
 from meshforge_trio.subjects import EVENTS
 
 from .rules_world import ALONE, APP, adds, case, evidence_of, log_of, open_world, put_in_place_of, sent
@@ -120,3 +128,28 @@ async def test_an_empty_store_on_used_streams_is_refused(
         again = await stage.world.spawn()
         assert await stage.world.ended(again) == 3, again.tail()
         assert "the store is empty, and MESHFORGE_EVENTS holds events of this scope" in again.tail()
+
+
+async def test_scopes_that_begin_together_are_recovered_two_at_a_time(
+    aio_loop: asyncio.AbstractEventLoop, nats_server: PrivateServer, tmp_path: Path
+) -> None:
+    """R3: what a comparison holds in memory is bounded for the process, however many scopes it serves."""
+    recovering = 0
+    together: list[int] = []
+
+    def probe(point: str) -> None:
+        nonlocal recovering
+        recovering += {Point.BEFORE_RECOVERY: 1, Point.AFTER_RECOVERY: -1}.get(Point(point), 0)
+        together.append(recovering)
+
+    settings = Settings(url=nats_server.url, workspaces=tuple(f"t/w{i}" for i in range(8)))
+    store = await SQLiteEventStore.open(tmp_path / "store.db")
+    runtime = Runtime(App([crud_agent("order")]), settings, store, lambda: open_broker(nats_server.url), probe=probe)
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(runtime.run)
+            for engine in runtime.engines:
+                await engine.serving.wait()
+            runtime.stop()
+    await store.close()
+    assert max(together) == 2
