@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -28,15 +28,16 @@ from chaos.mutants.patch import Patch
 from chaos.observer import Observer, open_observer, resent
 from chaos.plan import Rule
 from chaos.replayer import ReplayerError, open_replayer
-from chaos.rows import copy_store, read_store
+from chaos.rows import Rows, copy_store, read_store
 from chaos.world import WorldError
 from chaos.zygote import open_zygote
 from meshforge_trio.broker.bridge import open_loop
 from meshforge_trio.errors import MeshForgeError
 from meshforge_trio.launch import load_app
 from meshforge_trio.server import PrivateServer
+from meshforge_trio.subjects import Scope
 
-__all__ = ["Soak"]
+__all__ = ["Soak", "recorded_last"]
 
 #: Near what runs in production, but for what would make every round wait: a redelivery after a lost ACK.
 _ENGINE: Final[dict[str, Any]] = {
@@ -260,7 +261,7 @@ class Soak:
         copy = self._home / "copy"
         copy.mkdir()
         copy_store(store, copy)
-        recorded = read_store(copy / "store.db").state_hashes
+        recorded = recorded_last(read_store(copy / "store.db"))
         seed, zone = _ELSEWHERE
         with trio.fail_after(_REBUILD_S):
             try:
@@ -270,11 +271,19 @@ class Soak:
                 self.broken.append(f"G7: {error}")
                 return
         if not recorded:
-            self.reasons.append("no worker recorded the hash of its states")
-        for scope, (_, value) in recorded.items():
+            self.reasons.append("no worker recorded the hash of its states at the end")
+        for scope, value in recorded.items():
             if rebuilt.get(scope) != value:
                 self.broken.append(f"G7 broken: {scope} recorded {value} and is rebuilt as {rebuilt.get(scope)}")
         shutil.rmtree(copy)
+
+
+def recorded_last(rows: Rows) -> Mapping[Scope, str]:
+    """The hashes that speak of all that was decided. A term that ended uncleanly leaves the one before in place."""
+    last: dict[Scope, int] = {}
+    for output in rows.outputs:
+        last[output.scope] = max(last.get(output.scope, 0), output.n)
+    return {scope: value for scope, (n, value) in rows.state_hashes.items() if n == last.get(scope, 0)}
 
 
 def _told(heard: tuple[str, bytes]) -> dict[str, Any]:

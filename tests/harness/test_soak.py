@@ -18,15 +18,17 @@ from benchmarks.soak_growth import Sample, Trend, open_files, private_kib, trend
 from benchmarks.soak_judge import RoundVerdict
 from benchmarks.soak_load import Load, entity_prefix
 from benchmarks.soak_report import SoakResult, as_svg, as_text, concluded
-from benchmarks.soak_run import Soak
+from benchmarks.soak_run import Soak, recorded_last
 from benchmarks.soak_storm import draw_frames, draw_plan, draw_storm
 from benchmarks.soak_world import SoakWorld
 from chaos.mutants.catalogue import CATALOGUE
 from chaos.mutants.patch import Patch
 from chaos.plan import Plan, parse_plan
+from chaos.rows import OutputRow, Rows
 from chaos.verdict import Status
 from chaos.zygote import Worker, Zygote
 from meshforge_trio.server import PrivateServer
+from meshforge_trio.subjects import Scope
 
 CLAIMS = ("G1", "G2", "G3", "G4", "G5", "G6", "G7", "G8", "G9", "G11", "G12", "G13")
 
@@ -312,3 +314,14 @@ def test_wrong_usage_is_told_by_name(arguments: Sequence[str], told: str) -> Non
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
     assert told in result.output
+
+
+def test_a_hash_that_later_decisions_have_outdated_is_not_compared() -> None:
+    drained, killed = Scope("t", "w", "drained"), Scope("t", "w", "killed")
+    outputs = [
+        OutputRow(scope, n, "event", f"k{n}", f"e{n}", "done", "evt.t.w.a.done", f"m{n}", b"{}", None, None, None)
+        for scope in (drained, killed)
+        for n in (1, 2, 3)
+    ]
+    rows = Rows(outputs=outputs, state_hashes={drained: (3, "new"), killed: (2, "old")})
+    assert recorded_last(rows) == {drained: "new"}
