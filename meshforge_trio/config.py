@@ -20,11 +20,9 @@ from typing import Any, Final, Literal
 
 import attrs
 
+from meshforge_trio import checks
 from meshforge_trio.errors import Misconfigured
-from meshforge_trio.permissions import parse_rule
 from meshforge_trio.policy import RetryPolicy
-from meshforge_trio.signing import parse_key
-from meshforge_trio.subjects import is_token
 
 __all__ = ["DEFAULT_FILE", "EngineSettings", "LogLevel", "Settings", "load_settings"]
 
@@ -38,69 +36,8 @@ _AGENTS: Final = "agents"
 # What may be set for one agent by its name.
 _AGENT_SECTION: Final = re.compile(r"agents(\.[A-Za-z0-9_-]{1,64}(\.retry)?)?")
 _AGENT_KEY: Final = re.compile(r"agents\.([A-Za-z0-9_-]{1,64})\.retry\.([a-z_]+)")
-_DAY_S: Final = 86_400.0
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
-
-Check = Callable[[Any, "attrs.Attribute[Any]", Any], None]
-
-
-def _between(low: float, high: float) -> Check:
-    def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-        if not low <= value <= high:
-            raise Misconfigured(f"{attribute.name} is {value}, it must be between {low:g} and {high:g}")
-
-    return check
-
-
-def _each_between(low: float, high: float) -> Check:
-    one = _between(low, high)
-
-    def check(settings: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-        if not value:
-            raise Misconfigured(f"{attribute.name} is empty")
-        for item in value:
-            one(settings, attribute, item)
-
-    return check
-
-
-def _rules(_: Any, _attribute: attrs.Attribute[Any], value: Any) -> None:
-    for text in value:
-        parse_rule(text)
-
-
-def _signing_keys(_: Any, _attribute: attrs.Attribute[Any], value: Any) -> None:
-    for text in value:
-        parse_key(text)
-
-
-def _workspaces(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if not value:
-        raise Misconfigured(f"{attribute.name} is empty: name at least one <tenant>/<workspace>")
-    if len(set(value)) != len(value):
-        raise Misconfigured(f"{attribute.name} names one twice: {', '.join(value)}")
-    for workspace in value:
-        parts = workspace.split("/")
-        if len(parts) != 2 or not all(is_token(part) for part in parts):
-            raise Misconfigured(
-                f"{attribute.name}: {workspace!r:.150} is not <tenant>/<workspace>, each 1 to 64 of A-Z a-z 0-9 _ -"
-            )
-
-
-# The retry policy is pure and knows no files; what a person may set it to stands here.
-_RETRY_CHECKS: Final[Mapping[str, Check]] = {
-    "limit": _between(2, 1_000),
-    "delays_s": _each_between(0.001, _DAY_S),
-    "jitter": _between(0.0, 10.0),
-    "handler_limit_s": _between(0.05, _DAY_S),
-}
-
-
-def _retry(_: Any, _attribute: attrs.Attribute[Any], value: RetryPolicy) -> None:
-    for attribute in attrs.fields(RetryPolicy):
-        if attribute.name in _RETRY_CHECKS:
-            _RETRY_CHECKS[attribute.name](value, attribute, getattr(value, attribute.name))
 
 
 @attrs.frozen
@@ -111,18 +48,18 @@ class EngineSettings:
     fault tests set 1 so that a kill can fall between any two.
     """
 
-    ack_wait_s: float = attrs.field(default=30.0, validator=_between(0.05, _DAY_S))
-    max_ack_pending: int = attrs.field(default=4096, validator=_between(1, 1_000_000))
-    batch: int = attrs.field(default=512, validator=_between(1, 65_536))
-    duplicate_window_s: float = attrs.field(default=120.0, validator=_between(0.1, 30 * _DAY_S))
-    replicas: int = attrs.field(default=1, validator=_between(1, 5))
-    publish_timeout_s: float = attrs.field(default=5.0, validator=_between(0.01, 600))
-    publish_burst: int = attrs.field(default=0, validator=_between(0, 65_536))
-    cache_entities: int = attrs.field(default=10_000, validator=_between(0, 10_000_000))
-    state_hash_entities_max: int = attrs.field(default=20_000, validator=_between(0, 10_000_000))
-    idle_mark_s: float = attrs.field(default=0.25, validator=_between(0.0, 3600))
-    standby_poll_s: float = attrs.field(default=0.1, validator=_between(0.001, 60))
-    retry: RetryPolicy = attrs.field(factory=RetryPolicy, validator=_retry)
+    ack_wait_s: float = attrs.field(default=30.0, validator=checks.between(0.05, checks.DAY_S))
+    max_ack_pending: int = attrs.field(default=4096, validator=checks.between(1, 1_000_000))
+    batch: int = attrs.field(default=512, validator=checks.between(1, 65_536))
+    duplicate_window_s: float = attrs.field(default=120.0, validator=checks.between(0.1, 30 * checks.DAY_S))
+    replicas: int = attrs.field(default=1, validator=checks.between(1, 5))
+    publish_timeout_s: float = attrs.field(default=5.0, validator=checks.between(0.01, 600))
+    publish_burst: int = attrs.field(default=0, validator=checks.between(0, 65_536))
+    cache_entities: int = attrs.field(default=10_000, validator=checks.between(0, 10_000_000))
+    state_hash_entities_max: int = attrs.field(default=20_000, validator=checks.between(0, 10_000_000))
+    idle_mark_s: float = attrs.field(default=0.25, validator=checks.between(0.0, 3600))
+    standby_poll_s: float = attrs.field(default=0.1, validator=checks.between(0.001, 60))
+    retry: RetryPolicy = attrs.field(factory=RetryPolicy, validator=checks.retry)
 
 
 @attrs.frozen
@@ -142,7 +79,7 @@ class Settings:
 
     url: str = attrs.field(default="nats://127.0.0.1:4222", repr=False)
     store: Path = Path("meshforge.db")
-    workspaces: tuple[str, ...] = attrs.field(default=("default/demo",), validator=_workspaces)
+    workspaces: tuple[str, ...] = attrs.field(default=("default/demo",), validator=checks.workspaces)
     user: str | None = None
     password: str | None = attrs.field(default=None, repr=False)
     token: str | None = attrs.field(default=None, repr=False)
@@ -151,13 +88,13 @@ class Settings:
     tls_ca_file: Path | None = None
     inbox_prefix: str = "_INBOX"
     principal: str | None = None
-    permissions: tuple[str, ...] = attrs.field(default=(), validator=_rules)
-    signing_keys: tuple[str, ...] = attrs.field(default=(), validator=_signing_keys)
+    permissions: tuple[str, ...] = attrs.field(default=(), validator=checks.rules)
+    signing_keys: tuple[str, ...] = attrs.field(default=(), validator=checks.signing_keys)
     signing_seed_file: Path | None = None
     lock_manager: bool = False
-    lease_ttl_s: float = attrs.field(default=5.0, validator=_between(0.1, 600))
-    drain_s: float = attrs.field(default=10.0, validator=_between(0.0, 3600))
-    health_port: int = attrs.field(default=0, validator=_between(0, 65_535))
+    lease_ttl_s: float = attrs.field(default=5.0, validator=checks.between(0.1, 600))
+    drain_s: float = attrs.field(default=10.0, validator=checks.between(0.0, 3600))
+    health_port: int = attrs.field(default=0, validator=checks.between(0, 65_535))
     health_host: Literal["127.0.0.1", "::1"] = "127.0.0.1"
     log_level: LogLevel = "info"
     log_json: bool = False
@@ -183,7 +120,7 @@ class _Key:
     def check(self, value: Any) -> None:
         validator: Any = self.attribute.validator
         if ".retry." in self.name:
-            validator = _RETRY_CHECKS.get(self.attribute.name)
+            validator = checks.RETRY_CHECKS.get(self.attribute.name)
         if validator is not None:
             validator(None, self.attribute, value)
 
