@@ -29,7 +29,7 @@ ORDER = (
     ("envelope", "clock"),
     ("decisions", "permissions", "signing"),
     ("agent", "policy", "security", "broker.port", "store.port"),
-    ("checks", "config", "crud", "locks", "telemetry", "metrics", "server"),
+    ("checks", "config", "sites", "crud", "locks", "telemetry", "metrics", "server"),
     ("intake", "entities", "broker", "store", "nats_config"),
     ("waiting", "drafts"),
     ("plan",),

@@ -1,0 +1,66 @@
+"""Where tenants are served: each site is a store and a log-in at a broker, with the tenants that share both.
+
+One process may serve several sites. What breaks one of them, its store or its account, leaves the others alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from meshforge_trio.config import TENANT_KEYS, Settings
+
+__all__ = ["Site", "sites", "stores"]
+
+
+@attrs.frozen
+class Site:
+    """A store, a log-in at a broker, and who is served there. `settings` are those of its tenants alone."""
+
+    tenants: tuple[str, ...]
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        """Its tenants, as logs and reports name it."""
+        return ", ".join(self.tenants)
+
+    @property
+    def place(self) -> str:
+        """Its store's file, whatever links lead to it. Two sites may share one: each scope has rows of its own."""
+        return os.path.realpath(self.settings.store)
+
+
+def sites(settings: Settings) -> Sequence[Site]:
+    """The sites of all workspaces, in the order in which those name them; one, where nothing is set for a tenant."""
+    found: dict[tuple[Any, ...], list[str]] = {}
+    for tenant in dict.fromkeys(workspace.partition("/")[0] for workspace in settings.workspaces):
+        resolved = settings.of_tenant(tenant)
+        shared = [getattr(resolved, name) for name in TENANT_KEYS if name != "store"]
+        found.setdefault((os.path.realpath(resolved.store), *shared), []).append(tenant)
+    return [_site(settings, tenants) for tenants in found.values()]
+
+
+def _site(settings: Settings, tenants: Sequence[str]) -> Site:
+    workspaces = tuple(each for each in settings.workspaces if each.partition("/")[0] in tenants)
+    return Site(tuple(tenants), attrs.evolve(settings.of_tenant(tenants[0]), workspaces=workspaces))
+
+
+def stores(settings: Settings) -> Sequence[tuple[Path, Callable[[str], bool]]]:
+    """Each store once, and which tenants' rows are looked for in it.
+
+    One store is read whole, as it may hold workspaces that nobody serves any more. Of several, each tenant's rows are
+    taken from the store of its settings alone: another may hold some from before it moved.
+    """
+    paths = {site.place: site.settings.store for site in sites(settings)}
+    if len(paths) == 1:
+        return [(path, lambda _: True) for path in paths.values()]
+
+    def of(place: str) -> Callable[[str], bool]:
+        return lambda tenant: os.path.realpath(settings.of_tenant(tenant).store) == place
+
+    return [(path, of(place)) for place, path in paths.items()]
