@@ -130,10 +130,11 @@ class Settings:
 
         A tenant that has one way to log in of its own (a token, a seed, ...) inherits none of the others.
         """
-        own = self.tenants.get(tenant, {})
-        given = [names for names in _LOG_INS if not names.isdisjoint(own)]
-        others = set().union(*(names for names in _LOG_INS if names not in given)) if given else set()
-        return attrs.evolve(self, **dict.fromkeys(others), **own, tenants={})
+        changed: dict[str, Any] = dict(self.tenants.get(tenant, {}))
+        kinds = [names for names in _LOG_INS if not names.isdisjoint(changed)]
+        if kinds:
+            changed = {name: None for names in _LOG_INS if names not in kinds for name in names} | changed
+        return attrs.evolve(self, **changed, tenants={})
 
 
 # -- loading ---------------------------------------------------------------------------------------------------

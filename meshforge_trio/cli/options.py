@@ -75,6 +75,11 @@ class Common:
         tenant, _, name = self.settings.workspaces[0].partition("/")
         return tenant, name
 
+    @property
+    def here(self) -> Settings:
+        """What holds for the tenant of the first workspace: its store, its log-in at the broker."""
+        return self.settings.of_tenant(self.workspace[0])
+
     @staticmethod
     def take(given: dict[str, Any], *, log_level: LogLevel | None = None) -> Common:
         """Take the shared options out of a command's arguments, load the settings and set logging up.

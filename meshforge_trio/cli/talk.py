@@ -177,14 +177,14 @@ def _with_client(
 ) -> int:
     """Talk over a client's connection, then tell what came of it; the exit code."""
     tenant, workspace = common.workspace
-    seed = common.settings.signing_seed_file
+    seed = common.here.signing_seed_file
     signer = None if seed is None else Signer.from_file(seed)
     results: list[T] = []
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(cancel_on_signal, nursery.cancel_scope)
-            options = connect_options(common.settings)
+            options = connect_options(common.here)
             async with open_client(
                 options, tenant=tenant, workspace=workspace, principal=principal, signer=signer
             ) as client:

@@ -42,7 +42,7 @@ ORDER = (
     ("health", "doctor"),
     ("health_server", "backup", "verify"),
     ("runtime", "replay", "uplink", "outgoing", "answers", "feed", "lock_client", "revise"),
-    ("client", "launch", "sync_client"),
+    ("client", "bulkheads", "launch", "sync_client"),
     ("workers", "takeover", "reconcile", "dead_letters", "stranded"),
     ("cli", "__main__"),
 )

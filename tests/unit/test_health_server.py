@@ -21,10 +21,13 @@ from meshforge_trio import health_server
 from meshforge_trio.broker.bridge import ConnectOptions
 from meshforge_trio.config import Settings
 from meshforge_trio.errors import Misconfigured, SessionLost
+from meshforge_trio.health import view as health_view
 from meshforge_trio.health.figures import StoreFigures, read_figures
+from meshforge_trio.health.view import SiteView
 from meshforge_trio.health_server import serve_health
 from meshforge_trio.metrics import ScopeMetrics, WorkerMetrics
 from meshforge_trio.server import PrivateServer
+from meshforge_trio.sites import sites
 from meshforge_trio.store.sqlite import SQLiteEventStore
 from meshforge_trio.subjects import Scope
 
@@ -68,6 +71,11 @@ def free_port() -> int:
         return port
 
 
+def view_of(settings: Settings, metrics: WorkerMetrics, url: str = "nats://127.0.0.1:9") -> SiteView:
+    (site,) = sites(settings)
+    return SiteView(site, metrics, lambda: ConnectOptions(urls=(url,)))
+
+
 @asynccontextmanager
 async def endpoint(store: Path, url: str = "nats://127.0.0.1:9") -> AsyncIterator[Guest]:
     """One that answers for a process whose engine serves."""
@@ -76,7 +84,7 @@ async def endpoint(store: Path, url: str = "nats://127.0.0.1:9") -> AsyncIterato
     settings = Settings(store=store, health_port=free_port())
     with trio.fail_after(DEADLINE_S):
         async with trio.open_nursery() as nursery:
-            port = await nursery.start(serve_health, settings, metrics, ConnectOptions(urls=(url,)))
+            port = await nursery.start(serve_health, settings, [view_of(settings, metrics, url)], 0)
             yield Guest(port, metrics)
             nursery.cancel_scope.cancel()
 
@@ -131,7 +139,7 @@ async def test_a_failing_report_is_told_by_its_status_too(tmp_path: Path) -> Non
 async def test_a_broker_that_hangs_is_told_within_the_request(
     aio_loop: asyncio.AbstractEventLoop, nats_server: PrivateServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health_server, "_BROKER_S", 0.2)
+    monkeypatch.setattr(health_view, "_BROKER_S", 0.2)
     async with endpoint(tmp_path / "none.db", nats_server.url) as guest:
         nats_server.pause()
         status, body = await guest.gets("/healthz")
@@ -285,8 +293,8 @@ async def test_the_store_is_read_once_a_second_whoever_asks(tmp_path: Path, monk
         reads.append(now)
         return read_figures(path, now, probe=probe)
 
-    monkeypatch.setattr(health_server, "read_figures", counted)
-    monkeypatch.setattr(health_server, "_FRESH_S", 60.0)
+    monkeypatch.setattr(health_view, "read_figures", counted)
+    monkeypatch.setattr(health_view, "_FRESH_S", 60.0)
     async with endpoint(tmp_path / "s.db") as guest, trio.open_nursery() as nursery:
         for _ in range(8):
             nursery.start_soon(guest.gets, "/metrics")
@@ -302,13 +310,13 @@ async def test_a_port_that_is_taken_refuses_to_start(tmp_path: Path) -> None:
             trio.fail_after(DEADLINE_S),
             pytest.raises(Misconfigured, match=r"health endpoint cannot listen on 127\.0\.0\.1 port"),
         ):
-            await serve_health(settings, WorkerMetrics(), ConnectOptions(urls=()))
+            await serve_health(settings, [view_of(settings, WorkerMetrics())], 0)
 
 
 async def test_the_port_of_a_worker_must_exist(tmp_path: Path) -> None:
     settings = Settings(store=tmp_path / "s.db", health_port=65_535)
     with trio.fail_after(DEADLINE_S), pytest.raises(Misconfigured, match="port 65536"):
-        await serve_health(settings, WorkerMetrics(1), ConnectOptions(urls=()))
+        await serve_health(settings, [view_of(settings, WorkerMetrics())], 1)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "localhost", "10.0.0.1"])

@@ -136,7 +136,7 @@ def test_tenants_share_a_site_when_store_and_log_in_are_the_same(tmp_path: Path)
 
 
 def test_each_store_is_read_once_and_for_its_own_tenants() -> None:
-    tenants = {"b": {"store": Path("b.db")}, "c": {"token": "t"}}
+    tenants: dict[str, dict[str, object]] = {"b": {"store": Path("b.db")}, "c": {"token": "t"}}
     settings = Settings(workspaces=("a/x", "b/x", "c/x"), store=Path("a.db"), tenants=tenants)
     asked = ("a", "b", "c", "nobody")
     found = [(path, [tenant for tenant in asked if own(tenant)]) for path, own in stores(settings)]
