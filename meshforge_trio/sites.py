@@ -19,7 +19,10 @@ __all__ = ["Site", "brokers", "sites", "stores"]
 
 @attrs.frozen
 class Site:
-    """A store, a log-in at a broker, and who is served there. `settings` are those of its tenants; `alone` the only one."""
+    """A store, a log-in at a broker, and who is served there. `settings` are those of its tenants.
+
+    `alone` says that there is no other.
+    """
 
     tenants: tuple[str, ...]
     settings: Settings
