@@ -34,7 +34,7 @@ _FILE = click.Path(path_type=Path)
 def nats_config(directory: Path, tenants: tuple[str, ...], **given: Any) -> int:
     """Write DIRECTORY/nats-server.conf, a seed for each user of each tenant, and DIRECTORY/tenants.toml.
 
-    That file has the sections of meshforge.toml with which one `meshforge run` serves these tenants, each in its account.
+    The last one has sections for meshforge.toml: one `meshforge run` then serves these tenants, each in its account.
 
     Each tenant has an account with its own JetStream, and three users: runtime, client, operator. Run again it keeps
     the keys; a tenant that is no longer named is no longer in the file, and its seeds stay.
