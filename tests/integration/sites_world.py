@@ -30,14 +30,18 @@ TENANTS: Final = ("acme", "zeta")
 USER: Final = SecurityContext("kim", "user")
 _AGENTS: Final = 2
 
-# What befalls tenant acme's disk is told to the agents, since they live in the process that has it.
+# What befalls tenant acme's disk is told to the agents, since they live in the process that has it. Commands that only
+# read the app have a disk that is well.
 TROUBLE: Final = """
+import sys
+
 from chaos.faults.disk import FullDisk
 from chaos.faults.disk_errors import FailingDisk
 from meshforge_trio.decisions import Event
 from meshforge_trio.errors import Poison
 
-failing, full = FailingDisk("acme.db"), FullDisk("acme.db")
+if sys.argv[1] == "run":
+    failing, full = FailingDisk("acme.db"), FullDisk("acme.db")
 
 
 @order.command("fail")
@@ -171,6 +175,10 @@ class Sites:
             key = event["envelope"]["idempotency_key"]
             found[key] = found.get(key, 0) + 1
         return found
+
+    def decides(self, tenant: str, keys: dict[str, int]) -> None:
+        """Wait until the tenant's store holds that many events under these keys, and no others."""
+        eventually(lambda: self.keys(tenant) == keys, f"{tenant} decides {keys}: {self.keys(tenant)}")
 
     def tenants_in(self, tenant: str) -> set[str]:
         """Whose scopes a store holds, read without our code."""
