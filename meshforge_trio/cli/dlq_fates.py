@@ -23,6 +23,7 @@ from meshforge_trio.cli.options import (
     common_options,
     principal_name,
     print_json,
+    signer_of,
     store_option,
     url_option,
     workspace_option,
@@ -257,8 +258,14 @@ async def _settle_each(order: _Order, items: Sequence[Item], tell: Callable[[Ite
     async with trio.open_nursery() as nursery:
         nursery.start_soon(cancel_on_signal, nursery.cancel_scope)
         for (tenant, workspace), group in groupby(items, key=lambda item: (item.scope.tenant, item.scope.workspace)):
-            options = connect_options(order.common.settings.of_tenant(tenant))
-            async with open_client(options, tenant=tenant, workspace=workspace, principal=principal) as client:
+            own = order.common.settings.of_tenant(tenant)
+            async with open_client(
+                connect_options(own),
+                tenant=tenant,
+                workspace=workspace,
+                principal=principal,
+                signer=signer_of(own),
+            ) as client:
                 for item in group:
                     await trio.sleep_until(slot)
                     slot = trio.current_time() + 1 / order.per_s

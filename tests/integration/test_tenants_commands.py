@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from meshforge_trio.nats_config import seed_file, tenants_file
 from meshforge_trio.policy import ExitCode
+from meshforge_trio.signing import Signer
 
 from .sites_world import TENANTS, Sites, sites, without
 
@@ -113,6 +116,28 @@ def test_dead_letters_and_stranded_commands_are_found_in_their_account(two: Site
         written = [json.loads(line) for line in (two.home / "lost.jsonl").read_text().splitlines()]
         assert [json.loads(one["payload"])["idempotency_key"] for one in written] == ["lost-acme", "lost-zeta"]
         assert does("dlq", "sweep", "--older-than", "0s").code == ExitCode.OK
+
+
+def test_each_tenant_has_its_key_sign_what_is_sent(two: Sites) -> None:
+    """Also what a redrive sends. A key speaks for nobody of another tenant."""
+
+    def public(tenant: str) -> str:
+        return Signer.from_file(seed_file(two.conf, tenant, "runtime")).public_key
+
+    entries = json.dumps([f"{tenant} *:* {public(tenant)}" for tenant in TENANTS])
+    told = tenants_file(two.conf).read_text()
+    signing = re.sub(r'nkey_seed_file = ("[^"]*")', r"nkey_seed_file = \1\nsigning_seed_file = \1", told)
+    two.settle(f"signing_keys = {entries}", signing)
+    does = two.shop.does
+    zeta = ("--workspace", "zeta/shop")
+    with two.served():
+        assert does("call", "order", "create", "{}", "--entity", "o-1", *zeta).code == ExitCode.OK
+        assert does("call", "order", "poison", "--key", "dead", "--entity", "o-2", *zeta).code == ExitCode.FAILED
+        redriven = does("dlq", "redrive", "dead", "--reason", "tried", "--yes", "--json")
+        assert [one["outcome"] for one in redriven.documents] == ["done"], redriven
+        wrong = {"MESHFORGE_TENANTS__ZETA__SIGNING_SEED_FILE": str(seed_file(two.conf, "acme", "runtime"))}
+        refused = does("call", "order", "update", "{}", "--entity", "o-1", *zeta, env=wrong)
+        assert (refused.code, "unknown_key" in refused.err) == (ExitCode.FAILED, True), refused
 
 
 def test_one_store_for_two_accounts_is_told_apart_by_tenant(two: Sites) -> None:
