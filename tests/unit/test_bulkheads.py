@@ -109,4 +109,4 @@ def test_nothing_is_kept_from_ending_a_site_that_is_alone() -> None:
 
 def test_a_signal_passes_every_wall() -> None:
     with pytest.raises(KeyboardInterrupt), Bulkheads(alone=False).around(ACME, counted(ACME)):
-        goes_down(KeyboardInterrupt)
+        goes_down(KeyboardInterrupt())
