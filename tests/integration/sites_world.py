@@ -15,12 +15,15 @@ from typing import Final
 
 import apsw
 import attrs
+import trio
 from prometheus_client.parser import text_string_to_metric_families
 
-from meshforge_trio.broker.bridge import ConnectOptions
+from meshforge_trio.broker.bridge import ConnectOptions, open_loop
+from meshforge_trio.broker.jetstream import open_broker
 from meshforge_trio.envelope import SecurityContext
 from meshforge_trio.nats_config import inbox_prefix, seed_file, tenants_file
 from meshforge_trio.server import find_binary
+from meshforge_trio.subjects import EVENTS
 from meshforge_trio.sync_client import SyncMeshClient
 
 from .cli_world import DEADLINE_S, Running, Shop, eventually, shop
@@ -175,6 +178,21 @@ class Sites:
             key = event["envelope"]["idempotency_key"]
             found[key] = found.get(key, 0) + 1
         return found
+
+    def told(self, tenant: str) -> list[tuple[str, str]]:
+        """Subject and key of every event in the stream of the tenant's account, whomever it is about."""
+        runtime = ConnectOptions(
+            urls=(self.shop.url,),
+            nkey_seed=seed_file(self.conf, tenant, "runtime").read_text(),
+            inbox_prefix=inbox_prefix(tenant, "runtime"),
+        )
+
+        async def read() -> list[tuple[str, str]]:
+            async with open_loop(), open_broker(runtime) as broker:
+                found = await broker.read_back(EVENTS, ">", 1, 1_000)
+                return [(message.subject, json.loads(message.body)["idempotency_key"]) for message in found]
+
+        return trio.run(read)
 
     def decides(self, tenant: str, keys: dict[str, int]) -> None:
         """Wait until the tenant's store holds that many events under these keys, and no others."""

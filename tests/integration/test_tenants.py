@@ -72,6 +72,7 @@ def test_each_tenant_is_answered_from_its_own_account_and_store(two: Sites) -> N
         assert two.drained(running) == ExitCode.OK
     # Equal ids, keys and entities have not met, anywhere.
     for tenant in TENANTS:
+        assert two.told(tenant) == [(f"evt.{tenant}.shop.order.created", "k-1")]
         assert two.tenants_in(tenant) == {tenant}
         assert two.keys(tenant) == {"k-1": 1}
     assert not two.shop.store.exists()

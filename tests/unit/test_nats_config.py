@@ -94,6 +94,7 @@ def test_the_command_says_how_each_user_logs_in(tmp_path: Path) -> None:
     run = CliRunner().invoke(nats_config, [str(tmp_path / "conf"), "--tenant", "acme", "--json"], standalone_mode=False)
     told = orjson.loads(run.stdout)
     assert Path(told["config"]).is_file()
+    assert Path(told["tenants"]).is_file()
     assert [user["user"] for user in told["users"]] == list(ROLES)
     assert all(Path(user["nkey_seed_file"]).is_file() for user in told["users"])
     plain = CliRunner().invoke(nats_config, [str(tmp_path / "conf"), "--tenant", "acme", "--sync-lazy"])
