@@ -14,19 +14,17 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import attrs
 
+from meshforge_trio import checks
 from meshforge_trio.errors import Misconfigured
-from meshforge_trio.permissions import parse_rule
 from meshforge_trio.policy import RetryPolicy
-from meshforge_trio.signing import parse_key
-from meshforge_trio.subjects import is_token
 
-__all__ = ["DEFAULT_FILE", "EngineSettings", "LogLevel", "Settings", "load_settings"]
+__all__ = ["DEFAULT_FILE", "TENANT_KEYS", "EngineSettings", "LogLevel", "Settings", "load_settings"]
 
 #: Read from the working directory if it is there and no other file is named.
 DEFAULT_FILE: Final = Path("meshforge.toml")
@@ -38,69 +36,26 @@ _AGENTS: Final = "agents"
 # What may be set for one agent by its name.
 _AGENT_SECTION: Final = re.compile(r"agents(\.[A-Za-z0-9_-]{1,64}(\.retry)?)?")
 _AGENT_KEY: Final = re.compile(r"agents\.([A-Za-z0-9_-]{1,64})\.retry\.([a-z_]+)")
-_DAY_S: Final = 86_400.0
+_TENANTS: Final = "tenants"
+_TENANT_SECTION: Final = re.compile(r"tenants(\.[A-Za-z0-9_-]{1,64})?")
+_TENANT_KEY: Final = re.compile(r"tenants\.([A-Za-z0-9_-]{1,64})\.([a-z_]+)")
+# Ways to log in at the broker. Whoever has one of its own inherits no other.
+_LOG_INS: Final = ({"user", "password"}, {"token"}, {"nkey_seed_file"}, {"credentials_file"})
+#: What may be set for one tenant by its name, in `[tenants.<tenant>]`.
+TENANT_KEYS: Final = (
+    "url",
+    "store",
+    "user",
+    "password",
+    "token",
+    "nkey_seed_file",
+    "credentials_file",
+    "tls_ca_file",
+    "inbox_prefix",
+    "signing_seed_file",
+)
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
-
-Check = Callable[[Any, "attrs.Attribute[Any]", Any], None]
-
-
-def _between(low: float, high: float) -> Check:
-    def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-        if not low <= value <= high:
-            raise Misconfigured(f"{attribute.name} is {value}, it must be between {low:g} and {high:g}")
-
-    return check
-
-
-def _each_between(low: float, high: float) -> Check:
-    one = _between(low, high)
-
-    def check(settings: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-        if not value:
-            raise Misconfigured(f"{attribute.name} is empty")
-        for item in value:
-            one(settings, attribute, item)
-
-    return check
-
-
-def _rules(_: Any, _attribute: attrs.Attribute[Any], value: Any) -> None:
-    for text in value:
-        parse_rule(text)
-
-
-def _signing_keys(_: Any, _attribute: attrs.Attribute[Any], value: Any) -> None:
-    for text in value:
-        parse_key(text)
-
-
-def _workspaces(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if not value:
-        raise Misconfigured(f"{attribute.name} is empty: name at least one <tenant>/<workspace>")
-    if len(set(value)) != len(value):
-        raise Misconfigured(f"{attribute.name} names one twice: {', '.join(value)}")
-    for workspace in value:
-        parts = workspace.split("/")
-        if len(parts) != 2 or not all(is_token(part) for part in parts):
-            raise Misconfigured(
-                f"{attribute.name}: {workspace!r:.150} is not <tenant>/<workspace>, each 1 to 64 of A-Z a-z 0-9 _ -"
-            )
-
-
-# The retry policy is pure and knows no files; what a person may set it to stands here.
-_RETRY_CHECKS: Final[Mapping[str, Check]] = {
-    "limit": _between(2, 1_000),
-    "delays_s": _each_between(0.001, _DAY_S),
-    "jitter": _between(0.0, 10.0),
-    "handler_limit_s": _between(0.05, _DAY_S),
-}
-
-
-def _retry(_: Any, _attribute: attrs.Attribute[Any], value: RetryPolicy) -> None:
-    for attribute in attrs.fields(RetryPolicy):
-        if attribute.name in _RETRY_CHECKS:
-            _RETRY_CHECKS[attribute.name](value, attribute, getattr(value, attribute.name))
 
 
 @attrs.frozen
@@ -111,18 +66,18 @@ class EngineSettings:
     fault tests set 1 so that a kill can fall between any two.
     """
 
-    ack_wait_s: float = attrs.field(default=30.0, validator=_between(0.05, _DAY_S))
-    max_ack_pending: int = attrs.field(default=4096, validator=_between(1, 1_000_000))
-    batch: int = attrs.field(default=512, validator=_between(1, 65_536))
-    duplicate_window_s: float = attrs.field(default=120.0, validator=_between(0.1, 30 * _DAY_S))
-    replicas: int = attrs.field(default=1, validator=_between(1, 5))
-    publish_timeout_s: float = attrs.field(default=5.0, validator=_between(0.01, 600))
-    publish_burst: int = attrs.field(default=0, validator=_between(0, 65_536))
-    cache_entities: int = attrs.field(default=10_000, validator=_between(0, 10_000_000))
-    state_hash_entities_max: int = attrs.field(default=20_000, validator=_between(0, 10_000_000))
-    idle_mark_s: float = attrs.field(default=0.25, validator=_between(0.0, 3600))
-    standby_poll_s: float = attrs.field(default=0.1, validator=_between(0.001, 60))
-    retry: RetryPolicy = attrs.field(factory=RetryPolicy, validator=_retry)
+    ack_wait_s: float = attrs.field(default=30.0, validator=checks.between(0.05, checks.DAY_S))
+    max_ack_pending: int = attrs.field(default=4096, validator=checks.between(1, 1_000_000))
+    batch: int = attrs.field(default=512, validator=checks.between(1, 65_536))
+    duplicate_window_s: float = attrs.field(default=120.0, validator=checks.between(0.1, 30 * checks.DAY_S))
+    replicas: int = attrs.field(default=1, validator=checks.between(1, 5))
+    publish_timeout_s: float = attrs.field(default=5.0, validator=checks.between(0.01, 600))
+    publish_burst: int = attrs.field(default=0, validator=checks.between(0, 65_536))
+    cache_entities: int = attrs.field(default=10_000, validator=checks.between(0, 10_000_000))
+    state_hash_entities_max: int = attrs.field(default=20_000, validator=checks.between(0, 10_000_000))
+    idle_mark_s: float = attrs.field(default=0.25, validator=checks.between(0.0, 3600))
+    standby_poll_s: float = attrs.field(default=0.1, validator=checks.between(0.001, 60))
+    retry: RetryPolicy = attrs.field(factory=RetryPolicy, validator=checks.retry)
 
 
 @attrs.frozen
@@ -138,11 +93,12 @@ class Settings:
     `principal` is who the commands of the command line come from (the login name unless set).
     `health_port` is where the health endpoint listens on `health_host`, 0 for none; worker N adds N.
     `agents` holds what is set for single agents: keys of `RetryPolicy` in `[agents.<name>.retry]`.
+    `tenants` holds what is set for single tenants: `TENANT_KEYS` in `[tenants.<tenant>]`.
     """
 
     url: str = attrs.field(default="nats://127.0.0.1:4222", repr=False)
     store: Path = Path("meshforge.db")
-    workspaces: tuple[str, ...] = attrs.field(default=("default/demo",), validator=_workspaces)
+    workspaces: tuple[str, ...] = attrs.field(default=("default/demo",), validator=checks.workspaces)
     user: str | None = None
     password: str | None = attrs.field(default=None, repr=False)
     token: str | None = attrs.field(default=None, repr=False)
@@ -151,22 +107,34 @@ class Settings:
     tls_ca_file: Path | None = None
     inbox_prefix: str = "_INBOX"
     principal: str | None = None
-    permissions: tuple[str, ...] = attrs.field(default=(), validator=_rules)
-    signing_keys: tuple[str, ...] = attrs.field(default=(), validator=_signing_keys)
+    permissions: tuple[str, ...] = attrs.field(default=(), validator=checks.rules)
+    signing_keys: tuple[str, ...] = attrs.field(default=(), validator=checks.signing_keys)
     signing_seed_file: Path | None = None
     lock_manager: bool = False
-    lease_ttl_s: float = attrs.field(default=5.0, validator=_between(0.1, 600))
-    drain_s: float = attrs.field(default=10.0, validator=_between(0.0, 3600))
-    health_port: int = attrs.field(default=0, validator=_between(0, 65_535))
+    lease_ttl_s: float = attrs.field(default=5.0, validator=checks.between(0.1, 600))
+    drain_s: float = attrs.field(default=10.0, validator=checks.between(0.0, 3600))
+    health_port: int = attrs.field(default=0, validator=checks.between(0, 65_535))
     health_host: Literal["127.0.0.1", "::1"] = "127.0.0.1"
     log_level: LogLevel = "info"
     log_json: bool = False
     engine: EngineSettings = attrs.field(factory=EngineSettings)
     agents: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+    tenants: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict, repr=False)
 
     def retry_of(self, agent: str, own: RetryPolicy | None = None) -> RetryPolicy:
         """The policy of an agent: its own of the code, else the general one, under what is set for it by name."""
         return attrs.evolve(own or self.engine.retry, **self.agents.get(agent, {}))
+
+    def of_tenant(self, tenant: str) -> Settings:
+        """What holds for one tenant: what is set for it by name, over the rest. `workspaces` stay as they are.
+
+        A tenant that has one way to log in of its own (a token, a seed, ...) inherits none of the others.
+        """
+        changed: dict[str, Any] = dict(self.tenants.get(tenant, {}))
+        kinds = [names for names in _LOG_INS if not names.isdisjoint(changed)]
+        if kinds:
+            changed = {name: None for names in _LOG_INS if names not in kinds for name in names} | changed
+        return attrs.evolve(self, **changed, tenants={})
 
 
 # -- loading ---------------------------------------------------------------------------------------------------
@@ -183,7 +151,7 @@ class _Key:
     def check(self, value: Any) -> None:
         validator: Any = self.attribute.validator
         if ".retry." in self.name:
-            validator = _RETRY_CHECKS.get(self.attribute.name)
+            validator = checks.RETRY_CHECKS.get(self.attribute.name)
         if validator is not None:
             validator(None, self.attribute, value)
 
@@ -192,7 +160,7 @@ def _keys_of(cls: type[attrs.AttrsInstance], prefix: str = "") -> Iterator[_Key]
     hints = typing.get_type_hints(cls)
     for attribute in attrs.fields(cls):
         kind = hints[attribute.name]
-        if attribute.name == _AGENTS:
+        if attribute.name in (_AGENTS, _TENANTS):
             continue
         if attrs.has(kind):
             yield from _keys_of(kind, f"{prefix}{attribute.name}.")
@@ -213,10 +181,12 @@ def load_settings(
     """Settings from a file, the environment and flags, the later over the earlier.
 
     Without `file`, `meshforge.toml` of the working directory is read if there is one. `flags` map dotted keys to
-    values, where `None` means not given. Relative paths in a file are relative to it.
+    values, where `None` means not given; they stand over what is set for single tenants, too. Relative paths in a file
+    are relative to it.
 
     Raises:
-        Misconfigured: a file is missing or no TOML, or a key is unknown, of another type or out of range.
+        Misconfigured: a file is missing or no TOML, a key is unknown, of another type or out of range, or something is
+            set for a tenant that no workspace names.
     """
     given: dict[str, Any] = {}
     if file is None and DEFAULT_FILE.is_file():
@@ -224,11 +194,30 @@ def load_settings(
     if file is not None:
         given |= _from_file(file)
     given |= _from_environment(os.environ if environ is None else environ)
+    configured = given.get("workspaces", ())
     for name, value in (flags or {}).items():
         if value is not None:
+            given = {key: kept for key, kept in given.items() if not _is_of_tenants(key, name)}
             given[name] = _checked(_known(name, "command line"), value, "command line")
     settings: Settings = _build(Settings, given)
+    _check_tenants(settings, [*configured, *settings.workspaces])
     return settings
+
+
+def _is_of_tenants(key: str, name: str) -> bool:
+    """Whether `key` sets `name` for a single tenant."""
+    found = _TENANT_KEY.fullmatch(key)
+    return found is not None and found[2] == name
+
+
+def _check_tenants(settings: Settings, workspaces: Sequence[str]) -> None:
+    strangers = settings.tenants.keys() - {workspace.partition("/")[0] for workspace in workspaces}
+    if strangers:
+        first = min(strangers)
+        raise Misconfigured(
+            f"[tenants.{first}] is set, and no workspace is of tenant {first!r}: add '{first}/<workspace>' to "
+            f"`workspaces`, or take the section away; workspaces are {', '.join(dict.fromkeys(workspaces))}"
+        )
 
 
 def _from_file(path: Path) -> dict[str, Any]:
@@ -250,10 +239,14 @@ def _from_file(path: Path) -> dict[str, Any]:
 def _flattened(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in table.items():
         full = prefix + name
-        if isinstance(value, dict) and (full in _SECTIONS or _AGENT_SECTION.fullmatch(full)):
+        if isinstance(value, dict) and _is_section(full):
             yield from _flattened(value, f"{full}.")
         else:
             yield full, value
+
+
+def _is_section(name: str) -> bool:
+    return name in _SECTIONS or bool(_AGENT_SECTION.fullmatch(name) or _TENANT_SECTION.fullmatch(name))
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -272,15 +265,18 @@ def _as_variable(name: str) -> str:
 
 
 def _known(name: str, where: str, spelled: Callable[[str], str] = str) -> _Key:
-    agent = _AGENT_KEY.fullmatch(name)
+    agent, tenant = _AGENT_KEY.fullmatch(name), _TENANT_KEY.fullmatch(name)
     found = _KEYS.get(name if agent is None else f"engine.retry.{agent[2]}")
+    if tenant is not None and tenant[2] in TENANT_KEYS:
+        found = _KEYS[tenant[2]]
     if found is not None:
         return attrs.evolve(found, name=name)
-    if name in _SECTIONS or _AGENT_SECTION.fullmatch(name):
+    if _is_section(name):
         raise Misconfigured(f"{where}: {name} is a section with keys of its own, not a value")
     # A key in the wrong section is nearest to its namesake elsewhere.
     namesakes = [key for key in _KEYS if key.rpartition(".")[2] == name.rpartition(".")[2]]
-    near = namesakes or difflib.get_close_matches(name, _KEYS, n=1, cutoff=0.0)
+    known = _KEYS if tenant is None else [f"tenants.{tenant[1]}.{key}" for key in TENANT_KEYS]
+    near = namesakes or difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     raise Misconfigured(f"{where}: unknown key {name!r}; the nearest known one is {spelled(near[0])!r}")
 
 
@@ -350,13 +346,13 @@ def _describe(kind: Any) -> str:
     return {int: "a whole number", float: "a number", bool: "true or false", Path: "a path", str: "a string"}[kind]
 
 
-def _of_agents(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What is given for single agents, by their names."""
+def _by_name(given: Mapping[str, Any], pattern: re.Pattern[str]) -> dict[str, dict[str, Any]]:
+    """What is given for single agents or tenants, by their names."""
     found: dict[str, dict[str, Any]] = {}
     for name, value in given.items():
-        agent = _AGENT_KEY.fullmatch(name)
-        if agent is not None:
-            found.setdefault(agent[1], {})[agent[2]] = value
+        match = pattern.fullmatch(name)
+        if match is not None:
+            found.setdefault(match[1], {})[match[2]] = value
     return found
 
 
@@ -366,7 +362,9 @@ def _build(cls: type[Any], given: Mapping[str, Any], prefix: str = "") -> Any:
     for attribute in attrs.fields(cls):
         full = prefix + attribute.name
         if full == _AGENTS:
-            values[full] = _of_agents(given)
+            values[full] = _by_name(given, _AGENT_KEY)
+        elif full == _TENANTS:
+            values[full] = _by_name(given, _TENANT_KEY)
         elif attrs.has(hints[attribute.name]):
             values[attribute.name] = _build(hints[attribute.name], given, f"{full}.")
         elif full in given:

@@ -1,16 +1,14 @@
 """The health endpoint: `/livez`, `/readyz`, `/healthz` and `/metrics` over HTTP, on the loopback interface alone.
 
 It shares the process with the runtime and must never disturb it: few connections, short requests, one deadline for
-each, one answer and the connection is closed. What is read of store and broker is read beside the runtime, at most
-once a second whoever asks, on connections of its own.
+each, one answer and the connection is closed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
-from typing import Final
+from typing import Final, TypeVar
 
 import attrs
 import h11
@@ -18,35 +16,20 @@ import orjson
 import structlog
 import trio
 
-from meshforge_trio.broker.bridge import ConnectOptions
-from meshforge_trio.broker.survey import Survey, dial_survey
-from meshforge_trio.clock import Clock, SystemClock
 from meshforge_trio.config import Settings
-from meshforge_trio.errors import MeshForgeError, Misconfigured
-from meshforge_trio.health.backlog import with_backlog
+from meshforge_trio.errors import Misconfigured
 from meshforge_trio.health.exposition import exposition
-from meshforge_trio.health.figures import StoreFigures, read_figures
-from meshforge_trio.health.report import (
-    BrokerHealth,
-    HealthReport,
-    ScopeHealth,
-    WorkerHealth,
-    as_document,
-    judge,
-    not_ready,
-)
-from meshforge_trio.metrics import WorkerMetrics
-from meshforge_trio.subjects import Scope
+from meshforge_trio.health.report import as_documents, overall
+from meshforge_trio.health.view import SiteView
 
 __all__ = ["serve_health"]
+
+_T = TypeVar("_T")
 
 _PORT_MAX: Final = 65_535
 _CONNECTIONS_MAX: Final = 16
 _REQUEST_BYTES_MAX: Final = 8_192
 _CONNECTION_S: Final = 5.0
-_BROKER_S: Final = 2.0
-#: What was found is good for so long, in seconds.
-_FRESH_S: Final = 1.0
 _TEXT: Final = "text/plain; charset=utf-8"
 _JSON: Final = "application/json"
 _PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -62,18 +45,18 @@ class _Answer:
 
 async def serve_health(
     settings: Settings,
-    metrics: WorkerMetrics,
-    options: ConnectOptions,
+    views: Sequence[SiteView],
+    worker: int,
     task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Answer on `settings.health_host`, port `settings.health_port` + the number of the worker, until cancelled.
+    """Answer for the sites of a process on `settings.health_host`, port `settings.health_port` + `worker`.
 
-    Reports `started` with the port. The loop of the bridge must be running around the caller.
+    Runs until cancelled. Reports `started` with the port. The loop of the bridge must be running around the caller.
 
     Raises:
         Misconfigured: the port cannot be had.
     """
-    port = settings.health_port + metrics.worker
+    port = settings.health_port + worker
     try:
         if port > _PORT_MAX:
             raise OSError("there is no such port")
@@ -84,11 +67,12 @@ async def serve_health(
             "`health_port` names another, or 0 for none"
         ) from error
     structlog.get_logger("meshforge").info("health endpoint", host=settings.health_host, port=port)
-    endpoint = _Endpoint(settings, metrics, options)
+    endpoint = _Endpoint(views)
     try:
         await trio.serve_listeners(endpoint.guest, listeners, task_status=_Started(task_status, port))
     finally:
-        await endpoint.aclose()
+        for view in views:
+            await view.aclose()
 
 
 @attrs.frozen
@@ -104,26 +88,10 @@ class _Started:
 
 
 class _Endpoint:
-    def __init__(self, settings: Settings, metrics: WorkerMetrics, options: ConnectOptions) -> None:
-        self._settings = settings
-        self._metrics = metrics
-        self._options = options
-        self._clock: Clock = SystemClock()
+    def __init__(self, views: Sequence[SiteView]) -> None:
+        self._views = views
         self._guests = 0
-        self._reading = trio.Lock()
-        self._thread = trio.CapacityLimiter(1)
-        self._figures: tuple[float, StoreFigures] | None = None
-        self._report: tuple[float, HealthReport] | None = None
-        self._survey: Survey | None = None
         self._log = structlog.get_logger("meshforge.health")
-
-    async def aclose(self) -> None:
-        """End the connection to the broker."""
-        survey, self._survey = self._survey, None
-        if survey is not None:
-            await survey.aclose()
-
-    # -- HTTP --------------------------------------------------------------------------------------------------
 
     async def guest(self, stream: trio.SocketStream) -> None:
         """Answer one request and close. Whatever goes wrong ends this connection and nothing else."""
@@ -164,77 +132,38 @@ class _Endpoint:
     async def _page(self, path: bytes) -> _Answer:
         match path:
             case b"/livez":
-                return _verdict(["the process is ending"] if self._metrics.stopping else [], "alive")
+                ending = any(view.metrics.stopping for view in self._views)
+                return _verdict(["the process is ending"] if ending else [], "alive")
             case b"/readyz":
-                return _verdict(not_ready(self._metrics, self._clock.now()), "ready")
+                return _verdict(self._not_ready(), "ready")
             case b"/healthz":
-                report = await self._fresh_report()
-                status = HTTPStatus.SERVICE_UNAVAILABLE if report.status == "failing" else HTTPStatus.OK
-                return _Answer(status, orjson.dumps(as_document(report)) + b"\n", _JSON)
+                reports = await self._each(SiteView.report)
+                status = HTTPStatus.SERVICE_UNAVAILABLE if overall(reports) == "failing" else HTTPStatus.OK
+                document = as_documents([(v.site.tenants, r) for v, r in zip(self._views, reports, strict=True)])
+                return _Answer(status, orjson.dumps(document) + b"\n", _JSON)
             case b"/metrics":
-                async with self._reading:
-                    page = exposition(self._metrics, await self._fresh_figures())
+                figures = await self._each(SiteView.figures)
+                page = exposition([(v.site.name, v.metrics, f) for v, f in zip(self._views, figures, strict=True)])
                 return _Answer(HTTPStatus.OK, page, _PROMETHEUS)
             case _:
                 return _Answer(HTTPStatus.NOT_FOUND, b"/livez /readyz /healthz /metrics\n")
 
-    # -- what is found -----------------------------------------------------------------------------------------
+    async def _each(self, ask: Callable[[SiteView], Awaitable[_T]]) -> Sequence[_T]:
+        """What every view says, asked all at once: one that takes its time keeps no other waiting."""
+        found: dict[SiteView, _T] = {}
 
-    async def _fresh_figures(self) -> StoreFigures:
-        """The store's figures, not older than a second. The caller holds `_reading`."""
-        now = trio.current_time()
-        if self._figures is None or now - self._figures[0] > _FRESH_S:
-            # The runtime's own writes tell whether the store can be written, so nothing is tried here.
-            read: Callable[[], StoreFigures] = partial(
-                read_figures, self._settings.store, self._clock.now(), probe=False
-            )
-            figures = await trio.to_thread.run_sync(read, abandon_on_cancel=True, limiter=self._thread)
-            self._figures = (now, figures)
-        return self._figures[1]
+        async def one(view: SiteView) -> None:
+            found[view] = await ask(view)
 
-    async def _fresh_report(self) -> HealthReport:
-        async with self._reading:
-            if self._report is None or trio.current_time() - self._report[0] > _FRESH_S:
-                self._report = (trio.current_time(), await self._take_report())
-            return self._report[1]
+        async with trio.open_nursery() as nursery:
+            for view in self._views:
+                nursery.start_soon(one, view)
+        return [found[view] for view in self._views]
 
-    async def _take_report(self) -> HealthReport:
-        metrics, now = self._metrics, self._clock.now()
-        figures = await self._fresh_figures()
-        store = figures.store
-        problem = metrics.store_problem(now)
-        if problem or not metrics.store_open:
-            store = attrs.evolve(store, problem=problem or store.problem or "it is not open yet")
-        scopes = {
-            scope: attrs.evolve(figures.scopes.get(scope, ScopeHealth(str(scope))), phase=counted.phase)
-            for scope, counted in metrics.scopes.items()
-        }
-        broker, listed = await self._broker(scopes, now)
-        process = WorkerHealth(
-            worker=metrics.worker,
-            up_s=now - metrics.started_at,
-            stopping=metrics.stopping,
-            sessions=metrics.broker_sessions,
-            sessions_lost=dict(metrics.broker_lost),
-            crashes=metrics.crashes,
-            last_crash=metrics.last_crash,
-        )
-        return judge(store, broker, listed, process)
-
-    async def _broker(self, scopes: dict[Scope, ScopeHealth], now: float) -> tuple[BrokerHealth, Sequence[ScopeHealth]]:
-        since = self._metrics.broker_since
-        if since is None:
-            return BrokerHealth(self._metrics.broker_error or "not connected yet"), list(scopes.values())
-        live_s = max(0.0, now - since)
-        try:
-            with trio.fail_after(_BROKER_S):
-                if self._survey is None or self._survey.lost is not None:
-                    await self.aclose()
-                    self._survey = await dial_survey(self._options)
-        except (MeshForgeError, trio.TooSlowError) as error:
-            return BrokerHealth(str(error) or "no connection in time", live_s), list(scopes.values())
-        broker, listed = await with_backlog(self._survey, scopes, _BROKER_S)
-        return attrs.evolve(broker, live_s=live_s), listed
+    def _not_ready(self) -> Sequence[str]:
+        if len(self._views) == 1:
+            return self._views[0].not_ready()
+        return [f"{view.site.name}: {reason}" for view in self._views for reason in view.not_ready()]
 
 
 def _verdict(reasons: Sequence[str], fine: str) -> _Answer:

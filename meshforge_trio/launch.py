@@ -1,7 +1,8 @@
 """From settings to a served app: one process, from opening the store to the exit code.
 
 run_app  "module:attr" → App → serve
-serve    loop of the bridge, outermost → signals, watchdog → store → Runtime over broker sessions → exit code
+serve    loop of the bridge, outermost → signals, watchdog → sites, each behind a bulkhead of its own → exit code
+         site: store → Runtime over broker sessions
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ import gc
 import importlib
 import ssl
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
+import attrs
 import structlog
 import trio
 
@@ -22,6 +26,7 @@ from meshforge_trio.agent import AgentAdapter
 from meshforge_trio.broker.bridge import ConnectOptions, open_loop
 from meshforge_trio.broker.jetstream import open_broker
 from meshforge_trio.broker.port import Broker
+from meshforge_trio.bulkheads import Bulkheads
 from meshforge_trio.clock import SystemClock
 from meshforge_trio.config import Settings
 from meshforge_trio.doctor.local import check_start
@@ -39,6 +44,7 @@ from meshforge_trio.runtime import (
     stop_on_signals,
     watch_for_stuck_handlers,
 )
+from meshforge_trio.sites import Site, sites
 from meshforge_trio.store.sqlite import SQLiteEventStore
 
 __all__ = ["adapter_of", "connect_options", "load_app", "pull_expires_s", "run_app", "serve", "with_components"]
@@ -70,7 +76,8 @@ def serve(app: App, settings: Settings, *, probe: Probe = no_probe, worker: int 
     """Serve until SIGTERM or SIGINT, or until nothing more can be done; return the exit code.
 
     Call it from the main thread, which is where signals arrive. Why it ended is logged, never raised. `worker`
-    of `workers` processes on the same store claims its share of the scopes first.
+    of `workers` processes on the same stores claims its share of the scopes first. With several sites, what ends one
+    leaves the others; the process ends when none is left, or when it is told to, with the severest of their codes.
     """
     log = structlog.get_logger("meshforge")
     _tune_interpreter()
@@ -99,32 +106,105 @@ def _tune_interpreter() -> None:
     sys.setswitchinterval(0.0001)
 
 
+@attrs.frozen
+class _Part:
+    """What a process does at one site. `offset` counts the scopes of the sites before it."""
+
+    site: Site
+    metrics: WorkerMetrics
+    offset: int
+
+
+@attrs.frozen
+class _Process:
+    """What all parts of a process have in common."""
+
+    app: App
+    probe: Probe
+    worker: int
+    workers: int
+    stop: trio.Event
+    bulkheads: Bulkheads
+
+
 async def _serve(app: App, settings: Settings, probe: Probe, worker: int, workers: int) -> None:
-    check_start(settings)
+    parts = _parts(app, settings, worker)
     async with open_loop(), trio.open_nursery() as nursery:
         stop = trio.Event()
         # First of all, so that a signal during a long start drains too.
         await nursery.start(stop_on_signals, stop.set)
         limits = [settings.retry_of(agent.name, agent.retry).handler_limit_s for agent in app.agents]
         nursery.start_soon(watch_for_stuck_handlers, max(limits))
-        metrics = WorkerMetrics(worker, started_at=SystemClock().now())
         if settings.health_port:
-            await nursery.start(_health_endpoint(), settings, metrics, connect_options(settings))
-        dial = _dial(settings)
-        store = await _open_store(settings, stop)
-        try:
-            runtime = Runtime(app, settings, store, dial, probe=probe, worker=worker, workers=workers, metrics=metrics)
-            nursery.start_soon(_drain_when, stop, runtime)
-            await runtime.run()
-        finally:
-            await store.close()
+            await nursery.start(_health_endpoint(settings, parts, worker))
+        bulkheads = Bulkheads(alone=len(parts) == 1)
+        process = _Process(app, probe, worker, workers, stop, bulkheads)
+        async with trio.open_nursery() as served:
+            # A store that several sites share is opened once: what it refuses one of them it refuses all.
+            for _, group in groupby(sorted(parts, key=_place), key=_place):
+                served.start_soon(_serve_store, process, list(group))
+        bulkheads.end()
         nursery.cancel_scope.cancel()
 
 
-def _health_endpoint() -> Callable[..., Awaitable[None]]:
+def _parts(app: App, settings: Settings, worker: int) -> Sequence[_Part]:
+    parts, offset = [], 0
+    for site in sites(settings):
+        parts.append(_Part(site, WorkerMetrics(worker, started_at=SystemClock().now()), offset))
+        offset += len(app.agents) * len(site.settings.workspaces)
+    return parts
+
+
+def _place(part: _Part) -> str:
+    return part.site.place
+
+
+def _health_endpoint(settings: Settings, parts: Sequence[_Part], worker: int) -> Callable[..., Awaitable[None]]:
     """`serve_health`, loaded when it is asked for: what it needs would delay every start."""
+    view: Callable[..., Any] = importlib.import_module("meshforge_trio.health.view").SiteView
     endpoint: Callable[..., Awaitable[None]] = importlib.import_module("meshforge_trio.health_server").serve_health
-    return endpoint
+    views = [view(part.site, part.metrics, partial(connect_options, part.site.settings)) for part in parts]
+    return partial(endpoint, settings, views, worker)
+
+
+async def _serve_store(process: _Process, parts: Sequence[_Part]) -> None:
+    """Serve the sites of one store, until each has drained or was stopped."""
+    ready: list[tuple[_Part, Callable[[], AbstractAsyncContextManager[Broker]]]] = []
+    for part in parts:
+        with process.bulkheads.around(part.site, part.metrics):
+            check_start(part.site.settings)
+            ready.append((part, _dial(part.site.settings)))
+    if not ready:
+        return
+    with process.bulkheads.around_all([(part.site, part.metrics) for part, _ in ready]):
+        store = await _open_store(ready[0][0].site.settings, process.stop)
+        try:
+            async with trio.open_nursery() as nursery:
+                for part, dial in ready:
+                    nursery.start_soon(_serve_site, process, part, store, dial)
+        finally:
+            await store.close()
+
+
+async def _serve_site(
+    process: _Process, part: _Part, store: SQLiteEventStore, dial: Callable[[], AbstractAsyncContextManager[Broker]]
+) -> None:
+    with process.bulkheads.around(part.site, part.metrics):
+        runtime = Runtime(
+            process.app,
+            part.site.settings,
+            store,
+            dial,
+            probe=process.probe,
+            # Its scopes are numbered on from those of the sites before, so that all are spread over the workers.
+            worker=(process.worker - part.offset) % process.workers,
+            workers=process.workers,
+            metrics=part.metrics,
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_drain_when, process.stop, runtime)
+            await runtime.run()
+            nursery.cancel_scope.cancel()
 
 
 async def _open_store(settings: Settings, stop: trio.Event) -> SQLiteEventStore:

@@ -97,16 +97,18 @@ class ScopeMetrics:
 
 @attrs.define(eq=False)
 class WorkerMetrics:
-    """What one process does and has counted. Moments are wall-clock seconds.
+    """What one process does and has counted at one site. Moments are wall-clock seconds.
 
-    `store_open` turns true when the store could be opened; `store_refused` is why the lease could not be renewed the
-    last time, "" when it was. `broker_since` is when the running broker session began, `None` without one;
-    `broker_error` how the last one ended. `crashes` counts errors that nobody foresaw, of engines and sessions.
+    `stopped` is why the process serves the site no more while it serves others, "" while it does. `store_open` turns
+    true when the store could be opened; `store_refused` is why the lease could not be renewed the last time, "" when it
+    was. `broker_since` is when the running broker session began, `None` without one; `broker_error` how the last one
+    ended. `crashes` counts errors that nobody foresaw, of engines and sessions.
     """
 
     worker: int = 0
     started_at: float = 0.0
     stopping: bool = False
+    stopped: str = ""
     store_open: bool = False
     store_refused: str = ""
     broker_since: float | None = None
@@ -127,6 +129,13 @@ class WorkerMetrics:
         self.broker_since = None
         self.broker_error = str(error) or type(error).__name__
         self.broker_lost[reason_of(error)] += 1
+        for scope in self.scopes.values():
+            scope.phase = "starting"
+
+    def stop(self, error: BaseException) -> None:
+        """An error ended the site, and not the process."""
+        self.stopped = str(error) or type(error).__name__
+        self.broker_since = None
         for scope in self.scopes.values():
             scope.phase = "starting"
 

@@ -28,11 +28,25 @@ from meshforge_trio.errors import Misconfigured
 from meshforge_trio.locks import EXPIRE
 from meshforge_trio.subjects import COMMANDS, DELIVER, DISCARD, EVENTS, FAILED, REDRIVE, is_token
 
-__all__ = ["ROLES", "Role", "ServerPlan", "Tls", "accounts", "inbox_prefix", "render", "write"]
+__all__ = [
+    "ROLES",
+    "Role",
+    "ServerPlan",
+    "Tls",
+    "accounts",
+    "inbox_prefix",
+    "render",
+    "seed_file",
+    "tenant_settings",
+    "tenants_file",
+    "write",
+]
 
 Role = Literal["runtime", "client", "operator"]
 ROLES: Final[Sequence[Role]] = ("runtime", "client", "operator")
 
+#: Hosts that mean every address of a machine, so none that could be dialled.
+_EVERYWHERE: Final = frozenset({"0.0.0.0", "::", "[::]", ""})  # noqa: S104  (nothing is bound here)
 _DIRECTORY_MODE: Final = 0o700
 _SEED_MODE: Final = 0o600
 #: Actions that no client may send, whatever principal it claims.
@@ -166,8 +180,38 @@ def seed_file(directory: Path, tenant: str, role: Role) -> Path:
     return directory / f"{tenant}-{role}.nk"
 
 
+def tenants_file(directory: Path) -> Path:
+    """Where the settings of the tenants lie, for meshforge.toml."""
+    return directory / "tenants.toml"
+
+
+def tenant_settings(directory: Path, plan: ServerPlan) -> str:
+    """A section of meshforge.toml for each tenant: where its runtime logs in, as whom, and its own store."""
+    host, _, port = plan.listen.rpartition(":")
+    scheme = "nats" if plan.tls is None else "tls"
+    url = f"{scheme}://{'127.0.0.1' if host in _EVERYWHERE else host}:{port}"
+    parts = [
+        "# Written by `meshforge nats-config`, for the end of meshforge.toml. Its `workspaces` name the tenants:\n",
+        f"# workspaces = {json.dumps([f'{tenant}/<workspace>' for tenant in plan.tenants])}\n",
+    ]
+    for tenant in plan.tenants:
+        seed = seed_file(directory.absolute(), tenant, "runtime")
+        parts.append(
+            f"\n[tenants.{tenant}]\n"
+            f"url = {json.dumps(url)}\n"
+            f"store = {json.dumps(f'{tenant}.db')}\n"
+            f"nkey_seed_file = {json.dumps(str(seed))}\n"
+            f"inbox_prefix = {json.dumps(inbox_prefix(tenant, 'runtime'))}\n"
+        )
+        if plan.tls is not None:
+            parts.append(
+                '# tls_ca_file = "..."  # who signed the server\'s certificate, if that is no public authority\n'
+            )
+    return "".join(parts)
+
+
 def write(directory: Path, plan: ServerPlan, *, rotate: Sequence[str] = ()) -> Path:
-    """Write the configuration and the seeds into `directory`; return the configuration's path.
+    """Write the configuration, the seeds and the tenants' settings into `directory`; return the configuration's path.
 
     Seeds that are there are kept, but for tenants in `rotate`, which get new ones. The server takes the file at its
     start or with `nats-server --signal reload`.
@@ -187,6 +231,7 @@ def write(directory: Path, plan: ServerPlan, *, rotate: Sequence[str] = ()) -> P
         }
         path = directory / "nats-server.conf"
         _replace(path, render(plan, keys).encode(), 0o644)
+        _replace(tenants_file(directory), tenant_settings(directory, plan).encode(), 0o644)
     except OSError as error:
         raise Misconfigured(f"cannot write {directory}: {error}") from error
     return path

@@ -18,7 +18,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from typing import Final, Literal
 
@@ -45,6 +45,7 @@ __all__ = [
     "disposition",
     "refusal",
     "worst",
+    "worst_code",
 ]
 
 
@@ -76,6 +77,22 @@ class ExitCode:
     TOO_MANY_RESTARTS = 5
     OUTCOME_UNKNOWN = 6
     INTERRUPTED = 130
+
+
+#: Mildest first; any other code counts as FAILED.
+_SEVERITY: Final = (
+    ExitCode.OK,
+    ExitCode.FAILED,
+    ExitCode.TOO_MANY_RESTARTS,
+    ExitCode.MISCONFIGURED,
+    ExitCode.STORE_BROKEN,
+)
+
+
+def worst_code(codes: Sequence[int]) -> int:
+    """The severest of exit codes; death by a signal counts as FAILED."""
+    known = [code if code in _SEVERITY else ExitCode.FAILED for code in codes]
+    return max(known, key=_SEVERITY.index, default=ExitCode.OK)
 
 
 class Disposition(StrEnum):

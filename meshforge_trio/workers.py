@@ -21,21 +21,13 @@ import structlog
 import trio
 
 from meshforge_trio.errors import Misconfigured
-from meshforge_trio.policy import ExitCode, backoff
+from meshforge_trio.policy import ExitCode, backoff, worst_code
 from meshforge_trio.runtime import Intensity, TooManyRestarts
 
-__all__ = ["end_with_parent", "supervise", "worst_code"]
+__all__ = ["end_with_parent", "supervise"]
 
 #: Exit codes that another start would only repeat.
 _FINAL: Final = frozenset({ExitCode.MISCONFIGURED, ExitCode.STORE_BROKEN, ExitCode.TOO_MANY_RESTARTS})
-#: Mildest first; any other code counts as FAILED.
-_SEVERITY: Final = (
-    ExitCode.OK,
-    ExitCode.FAILED,
-    ExitCode.TOO_MANY_RESTARTS,
-    ExitCode.MISCONFIGURED,
-    ExitCode.STORE_BROKEN,
-)
 #: A worker that ran this long before it died starts again without the back-off of its earlier deaths.
 _STABLE_S: Final = 10.0
 #: What a worker gets beyond its own drain deadline before it is killed, in seconds.
@@ -51,12 +43,6 @@ def supervise(command: Sequence[str], workers: int, drain_s: float) -> int:
     for the second SIGINT. Call it from the main thread: Linux counts a parent as dead when that thread ends.
     """
     return trio.run(_Supervisor(command, workers, drain_s).run)
-
-
-def worst_code(codes: Sequence[int]) -> int:
-    """The severest of exit codes; death by a signal counts as FAILED."""
-    known = [code if code in _SEVERITY else ExitCode.FAILED for code in codes]
-    return max(known, key=_SEVERITY.index, default=ExitCode.OK)
 
 
 def end_with_parent(parent_fd: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from meshforge_trio.cli.options import Common, common_options, print_json
-from meshforge_trio.nats_config import ROLES, ServerPlan, Tls, inbox_prefix, seed_file, write
+from meshforge_trio.nats_config import ROLES, ServerPlan, Tls, inbox_prefix, seed_file, tenants_file, write
 from meshforge_trio.policy import ExitCode
 
 __all__ = ["nats_config"]
@@ -32,7 +32,9 @@ _FILE = click.Path(path_type=Path)
 @click.option("--rotate", multiple=True, metavar="NAME", help="New keys for this tenant.")
 @common_options
 def nats_config(directory: Path, tenants: tuple[str, ...], **given: Any) -> int:
-    """Write DIRECTORY/nats-server.conf, and a seed for each user of each tenant.
+    """Write DIRECTORY/nats-server.conf, a seed for each user of each tenant, and DIRECTORY/tenants.toml.
+
+    The last one has sections for meshforge.toml: one `meshforge run` then serves these tenants, each in its account.
 
     Each tenant has an account with its own JetStream, and three users: runtime, client, operator. Run again it keeps
     the keys; a tenant that is no longer named is no longer in the file, and its seeds stay.
@@ -60,9 +62,10 @@ def nats_config(directory: Path, tenants: tuple[str, ...], **given: Any) -> int:
         for role in ROLES
     ]
     if common.as_json:
-        print_json({"config": str(path), "users": users})
+        print_json({"config": str(path), "tenants": str(tenants_file(directory)), "users": users})
         return ExitCode.OK
     click.echo(f"{path}\n\nnats-server -c {path}\n")
+    click.echo(f"{tenants_file(directory)}: for meshforge.toml\n\n{tenants_file(directory).read_text()}")
     for user in users:
         click.echo(f"{user['tenant']} {user['user']}:")
         click.echo(f'  nkey_seed_file = "{user["nkey_seed_file"]}"\n  inbox_prefix = "{user["inbox_prefix"]}"')

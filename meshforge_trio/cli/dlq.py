@@ -29,7 +29,7 @@ from meshforge_trio.cli.dlq_options import (
 )
 from meshforge_trio.cli.dlq_sweep import sweep
 from meshforge_trio.cli.options import Common, common_options, print_json, store_option, workspace_option
-from meshforge_trio.cli.reader import ScopeFile, StoreFile, read_store
+from meshforge_trio.cli.reader import ScopeFile, StoreFiles, read_stores
 from meshforge_trio.clock import SystemClock
 from meshforge_trio.dead_letters import as_document, as_summary
 from meshforge_trio.policy import ExitCode
@@ -79,7 +79,7 @@ def list_(**given: Any) -> int:
     chosen = _selection(given)
     table = _table()
     count = 0
-    with read_store(chosen.common.settings.store) as store:
+    with read_stores(chosen.common.settings) as store:
         for rows, letter in chosen.letters(store):
             count += 1
             if chosen.common.as_json:
@@ -116,7 +116,7 @@ def show(key: str, agent: str | None, generation: int | None, **given: Any) -> i
     """Show the dead letter of a KEY: the original, each call of its handler, and what became of it."""
     filters = {"agent": agent, "state": "all", "entity": None, "error": None, "older_than": None, "newer_than": None}
     chosen = _selection(given | filters, keys={key}, generation=generation)
-    with read_store(chosen.common.settings.store) as store:
+    with read_stores(chosen.common.settings) as store:
         ((rows, letter),) = chosen.named(store)
         others = _others(store, rows, letter)
         if chosen.common.as_json:
@@ -127,7 +127,7 @@ def show(key: str, agent: str | None, generation: int | None, **given: Any) -> i
     return ExitCode.OK
 
 
-def _others(store: StoreFile, rows: ScopeFile, letter: DeadLetter) -> Sequence[DeadLetter]:
+def _others(store: StoreFiles, rows: ScopeFile, letter: DeadLetter) -> Sequence[DeadLetter]:
     """The other generations of the same key."""
     same = (other for other in store.rows(rows.scope).dead_letters() if other.key == letter.key)
     return [other for other in same if other.generation != letter.generation]
@@ -204,7 +204,7 @@ def export(file: str, force: bool, **given: Any) -> int:
     """
     chosen = _selection(given)
     count = 0
-    with read_store(chosen.common.settings.store) as store, _target(file, force=force) as target:
+    with read_stores(chosen.common.settings) as store, _target(file, force=force) as target:
         for rows, letter in chosen.letters(store):
             target.write(orjson.dumps(as_document(rows.scope, letter)) + b"\n")
             count += 1

@@ -6,6 +6,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import groupby, islice
 from typing import Any, Final, TypeVar
 
@@ -22,11 +23,12 @@ from meshforge_trio.cli.options import (
     common_options,
     principal_name,
     print_json,
+    signer_of,
     store_option,
     url_option,
     workspace_option,
 )
-from meshforge_trio.cli.reader import ScopeFile, read_store
+from meshforge_trio.cli.reader import ScopeFile, StoreFile, read_store, read_stores
 from meshforge_trio.client import MeshClient, open_client
 from meshforge_trio.clock import SystemClock
 from meshforge_trio.dead_letters import ENDS, Answer, Fate, Forecaster, Item, ask, entity_of
@@ -127,13 +129,17 @@ class _Order:
 
     def state_of(self, item: Item) -> DeadState:
         """What the store says of a dead letter by now."""
-        with read_store(self.common.settings.store) as store:
+        with self.store_of(item.scope) as store:
             return item.state_in(store.rows(item.scope).read(item.key, None))
 
     def is_served(self, scope: Scope) -> bool:
         """Whether the store knows of a process that serves the scope."""
-        with read_store(self.common.settings.store) as store:
+        with self.store_of(scope) as store:
             return store.rows(scope).is_served()
+
+    def store_of(self, scope: Scope) -> AbstractContextManager[StoreFile]:
+        """The store of a scope's tenant, opened."""
+        return read_store(self.common.settings.of_tenant(scope.tenant).store)
 
 
 def _settle(fate: Fate, given: dict[str, Any]) -> int:
@@ -145,7 +151,7 @@ def _settle(fate: Fate, given: dict[str, Any]) -> int:
     chosen = Selection.take(common, given, SystemClock().now(), keys=frozenset(keys), state=None if keys else "waiting")
     if not every and not chosen.restricts:
         raise click.UsageError(f"name the dead letters to {fate}: KEYs, filters, or --all")
-    with read_store(common.settings.store) as store:
+    with read_stores(common.settings) as store:
         found = islice(chosen.named(store) if keys else chosen.letters(store), limit)
         if dry_run:
             _foretell(fate, common, found)
@@ -245,7 +251,6 @@ def _carry_out(order: _Order, items: Sequence[Item]) -> int:
 
 async def _settle_each(order: _Order, items: Sequence[Item], tell: Callable[[Item, Answer], None]) -> bool:
     """Settle the items one after another, no faster than the rate; false if a signal ended it before its time."""
-    options = connect_options(order.common.settings)
     principal = SecurityContext(order.actor, "system")
     slot = trio.current_time()
     silent: set[Scope] = set()
@@ -253,7 +258,14 @@ async def _settle_each(order: _Order, items: Sequence[Item], tell: Callable[[Ite
     async with trio.open_nursery() as nursery:
         nursery.start_soon(cancel_on_signal, nursery.cancel_scope)
         for (tenant, workspace), group in groupby(items, key=lambda item: (item.scope.tenant, item.scope.workspace)):
-            async with open_client(options, tenant=tenant, workspace=workspace, principal=principal) as client:
+            own = order.common.settings.of_tenant(tenant)
+            async with open_client(
+                connect_options(own),
+                tenant=tenant,
+                workspace=workspace,
+                principal=principal,
+                signer=signer_of(own),
+            ) as client:
                 for item in group:
                     await trio.sleep_until(slot)
                     slot = trio.current_time() + 1 / order.per_s
@@ -310,9 +322,9 @@ def _aftermath(order: _Order, items: Sequence[Item]) -> bool:
         with trio.move_on_after(order.timeout_s):
             while True:
                 still = []
-                with read_store(order.common.settings.store) as store:
+                with read_stores(order.common.settings) as stores:
                     for item in left:
-                        found = store.rows(item.scope).read(item.key, None).keys.get(item.key)
+                        found = stores.rows(item.scope).read(item.key, None).keys.get(item.key)
                         if found is None:
                             still.append(item)
                         else:

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from meshforge_trio.cli.options import Common, checked_scope
-from meshforge_trio.cli.reader import ScopeFile, StoreFile
+from meshforge_trio.cli.reader import ScopeFile, StoreFiles
 from meshforge_trio.dead_letters import Wanted
 from meshforge_trio.errors import Misconfigured
 from meshforge_trio.store.port import DeadLetter
@@ -109,21 +109,21 @@ class Selection:
         """Whether anything was given that narrows the choice; a workspace alone does not."""
         return self.agent is not None or attrs.evolve(self.wanted, state=None) != Wanted()
 
-    def scopes(self, store: StoreFile) -> Iterator[ScopeFile]:
+    def scopes(self, store: StoreFiles) -> Iterator[ScopeFile]:
         """The scopes that are meant; of all workspaces unless one was given."""
         for scope in store.scopes:
             here = "workspaces" not in self.common.flags or (scope.tenant, scope.workspace) == self.common.workspace
             if here and self.agent in (None, scope.agent):
                 yield store.rows(scope)
 
-    def letters(self, store: StoreFile) -> Iterator[tuple[ScopeFile, DeadLetter]]:
+    def letters(self, store: StoreFiles) -> Iterator[tuple[ScopeFile, DeadLetter]]:
         """The dead letters that are meant, scope by scope, each in the order in which they died."""
         for rows in self.scopes(store):
             for letter in rows.dead_letters():
                 if self.wanted.takes(letter, self.now):
                     yield rows, letter
 
-    def named(self, store: StoreFile) -> Sequence[tuple[ScopeFile, DeadLetter]]:
+    def named(self, store: StoreFiles) -> Sequence[tuple[ScopeFile, DeadLetter]]:
         """As `letters`, where keys were given: of each key its newest generation.
 
         Raises:

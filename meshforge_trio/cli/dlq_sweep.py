@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +30,7 @@ from meshforge_trio.dead_letters import encoded
 from meshforge_trio.errors import Poison
 from meshforge_trio.launch import connect_options
 from meshforge_trio.policy import ExitCode
+from meshforge_trio.sites import brokers, stores
 from meshforge_trio.stranded import CommandStream, Kept, Stranded, Why, open_command_stream
 from meshforge_trio.stranded import sweep as find_stranded
 from meshforge_trio.subjects import COMMANDS, consumer_name, parse_subject
@@ -65,12 +67,17 @@ def sweep(older_than: float, file: Path | None, delete: bool, force: bool, yes: 
     common = Common.take(given, log_level="warning")
 
     async def run() -> int:
-        async with open_loop(), open_command_stream(connect_options(common.settings)) as stream:
-            found = await find_stranded(stream, served=_served(common), older_than_s=older_than, wanted=_wanted(common))
-            _tell(common, found)
+        async with open_loop(), AsyncExitStack() as stack:
+            found: list[tuple[CommandStream, Stranded]] = []
+            served, wanted = _served(common), _wanted(common)
+            for settings in brokers(common.settings):
+                stream = await stack.enter_async_context(open_command_stream(connect_options(settings)))
+                here = await find_stranded(stream, served=served, older_than_s=older_than, wanted=wanted)
+                found += [(stream, stranded) for stranded in here]
+            _tell(common, [stranded for _, stranded in found])
             if file is None or not found:
                 return ExitCode.FAILED if found else ExitCode.OK
-            written = await _export(stream, found, file, force=force)
+            written = await _export(found, file, force=force)
             click.echo(f"{len(written)} written to {file}", err=True)
             if not delete:
                 return ExitCode.FAILED
@@ -78,7 +85,7 @@ def sweep(older_than: float, file: Path | None, delete: bool, force: bool, yes: 
             if not yes and sys.stdin.isatty() and not click.confirm(question, err=True):
                 click.echo("nothing was deleted", err=True)
                 return ExitCode.FAILED
-            gone = [await stream.delete(kept.found) for kept in written]
+            gone = [await stream.delete(kept.found) for stream, kept in written]
             click.echo(f"{sum(gone)} deleted, {len(gone) - sum(gone)} were gone already", err=True)
             return ExitCode.OK
 
@@ -86,11 +93,13 @@ def sweep(older_than: float, file: Path | None, delete: bool, force: bool, yes: 
 
 
 def _served(common: Common) -> frozenset[str]:
-    """The consumers of scopes that a living process serves, as the store knows; none where there is no store."""
-    if not common.settings.store.is_file():
-        return frozenset()
-    with read_store(common.settings.store) as store:
-        return frozenset(consumer_name(scope) for scope in store.scopes if store.rows(scope).is_served())
+    """The consumers of scopes that a living process serves, as the stores know; none where there is no store."""
+    found: set[str] = set()
+    for path, _ in stores(common.settings):
+        if path.is_file():
+            with read_store(path) as store:
+                found.update(consumer_name(scope) for scope in store.scopes if store.rows(scope).is_served())
+    return frozenset(found)
 
 
 def _wanted(common: Common) -> Callable[[str], bool]:
@@ -134,17 +143,20 @@ def _tell(common: Common, found: Sequence[Stranded]) -> None:
         click.echo("no stranded commands", err=True)
 
 
-async def _export(stream: CommandStream, found: Sequence[Stranded], file: Path, *, force: bool) -> Sequence[Kept]:
-    """Write what is stranded whole, in stream order; returns what was written, once it is on the disk."""
-    written: list[Kept] = []
-    places = sorted((seq, stranded.why) for stranded in found for seq in stranded.seqs)
+async def _export(
+    found: Sequence[tuple[CommandStream, Stranded]], file: Path, *, force: bool
+) -> Sequence[tuple[CommandStream, Kept]]:
+    """Write what is stranded whole, each stream in its order; returns what was written, once it is on the disk."""
+    written: list[tuple[CommandStream, Kept]] = []
     with whole_file(file, force=force) as target:
-        for seq, why in places:
-            kept = await stream.kept(seq)
-            # Whoever was served meanwhile needs no copy.
-            if kept is not None:
-                target.write(orjson.dumps(_document(kept, why)) + b"\n")
-                written.append(attrs.evolve(kept, headers=b"", body=b""))
+        for stream in dict.fromkeys(stream for stream, _ in found):
+            places = [(seq, each.why) for other, each in found if other is stream for seq in each.seqs]
+            for seq, why in sorted(places):
+                kept = await stream.kept(seq)
+                # Whoever was served meanwhile needs no copy.
+                if kept is not None:
+                    target.write(orjson.dumps(_document(kept, why)) + b"\n")
+                    written.append((stream, attrs.evolve(kept, headers=b"", body=b"")))
     return written
 
 

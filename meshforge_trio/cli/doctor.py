@@ -22,10 +22,11 @@ from meshforge_trio.doctor.local import examine_machine, examine_settings, exami
 from meshforge_trio.doctor.rules import Finding, Severity
 from meshforge_trio.doctor.streams import examine_consumers, examine_server, examine_streams
 from meshforge_trio.doctor.syncing import Syncing, examine_syncing, of_config_file, of_monitor
-from meshforge_trio.errors import SessionLost
+from meshforge_trio.errors import MeshForgeError, SessionLost
 from meshforge_trio.launch import connect_options, load_app, with_components
-from meshforge_trio.policy import ExitCode, RetryPolicy
-from meshforge_trio.runtime import App
+from meshforge_trio.policy import ExitCode, RetryPolicy, worst_code
+from meshforge_trio.runtime import App, exit_code
+from meshforge_trio.sites import Site, sites
 from meshforge_trio.store.port import Mark
 from meshforge_trio.subjects import Scope
 
@@ -52,9 +53,9 @@ class _Case:
         named = {name: self.settings.retry_of(name) for name in self.settings.agents}
         return {"every agent": self.settings.engine.retry, **named}
 
-    def scopes(self, marks: Mapping[Scope, Sequence[Mark]]) -> Sequence[Scope]:
+    def scopes(self, site: Site, marks: Mapping[Scope, Sequence[Mark]]) -> Sequence[Scope]:
         """Those of the app, and those of the store in the same workspaces."""
-        workspaces = self.settings.workspaces
+        workspaces = site.settings.workspaces
         of_store = {scope for scope in marks if f"{scope.tenant}/{scope.workspace}" in workspaces}
         of_app = set() if self.app is None else {scope for scope, _ in self.app.scopes(workspaces)}
         return sorted(of_store | of_app, key=str)
@@ -87,39 +88,55 @@ def doctor(
     case = _Case(
         common.settings, None if app is None else with_components(load_app(app), common.settings), durable, syncing
     )
-    findings, unreachable = trio.run(_examine, case)
+    findings, problems = trio.run(_examine, case)
     if common.as_json:
         for finding in findings:
             print_json(attrs.asdict(finding))
     else:
-        _show(findings, unreachable)
+        _show(findings, problems)
     worst = {finding.severity for finding in findings}
+    codes = [exit_code(error) for error in problems.values()]
     if "refuse" in worst:
-        return ExitCode.MISCONFIGURED
-    return ExitCode.FAILED if unreachable or (strict and "warn" in worst) else ExitCode.OK
+        codes.append(ExitCode.MISCONFIGURED)
+    if strict and "warn" in worst:
+        codes.append(ExitCode.FAILED)
+    return worst_code(codes)
 
 
-async def _examine(case: _Case) -> tuple[Sequence[Finding], str]:
-    """What was found, and why the broker could not be asked ("" when it was)."""
-    settings = case.settings
+async def _examine(case: _Case) -> tuple[Sequence[Finding], Mapping[str, MeshForgeError]]:
+    """What was found, and what kept from looking further, by the name of the site ("" of the only one)."""
+    found = sites(case.settings)
     findings = [
-        *examine_settings(settings, case.policies),
-        *examine_store(settings.store, durable=case.durable),
+        *examine_settings(case.settings, case.policies),
+        *[_of(site, finding) for site in found for finding in examine_store(site.settings.store, durable=case.durable)],
         *examine_machine(),
         examine_syncing(case.syncing, durable=case.durable),
     ]
-    marks = await trio.to_thread.run_sync(partial(read_marks, settings.store))
+    problems: dict[str, MeshForgeError] = {}
     async with open_loop():
-        try:
-            async with open_survey(connect_options(settings)) as survey:
-                findings += await _ask(survey, case, marks)
-        except SessionLost as error:
-            return findings, str(error)
-    return findings, ""
+        for site in found:
+            try:
+                findings += [_of(site, finding) for finding in await _examine_site(case, site)]
+            except MeshForgeError as error:
+                # A server that cannot be reached is no news of the settings; the rest is told as it is, if only one is.
+                if site.alone and not isinstance(error, SessionLost):
+                    raise
+                problems["" if site.alone else site.name] = error
+    return findings, problems
 
 
-async def _ask(survey: Survey, case: _Case, marks: Mapping[Scope, Sequence[Mark]]) -> Sequence[Finding]:
-    settings, scopes = case.settings, case.scopes(marks)
+def _of(site: Site, finding: Finding) -> Finding:
+    return finding if site.alone else attrs.evolve(finding, found=f"{site.name}: {finding.found}")
+
+
+async def _examine_site(case: _Case, site: Site) -> Sequence[Finding]:
+    marks = await trio.to_thread.run_sync(partial(read_marks, site.settings.store))
+    async with open_survey(connect_options(site.settings)) as survey:
+        return await _ask(survey, case, site, marks)
+
+
+async def _ask(survey: Survey, case: _Case, site: Site, marks: Mapping[Scope, Sequence[Mark]]) -> Sequence[Finding]:
+    settings, scopes = site.settings, case.scopes(site, marks)
     return [
         *await examine_server(survey, settings, durable=case.durable),
         *await examine_streams(survey, settings),
@@ -128,7 +145,7 @@ async def _ask(survey: Survey, case: _Case, marks: Mapping[Scope, Sequence[Mark]
     ]
 
 
-def _show(findings: Sequence[Finding], unreachable: str) -> None:
+def _show(findings: Sequence[Finding], problems: Mapping[str, MeshForgeError]) -> None:
     # A pipe has no width: nothing is folded for it.
     console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=_PIPE_WIDTH)
     for finding in findings:
@@ -140,6 +157,6 @@ def _show(findings: Sequence[Finding], unreachable: str) -> None:
                 console.print(f"        {name}: {text}", style="dim", markup=False)
         elif finding.do:
             console.print(f"        do: {finding.do}", style="dim", markup=False)
-    if unreachable:
+    for name, error in problems.items():
         console.print("[yellow]not examined: server, streams and consumers[/]: ", end="")
-        console.print(unreachable, markup=False)
+        console.print(f"{name}: {error}" if name else str(error), markup=False)

@@ -26,9 +26,18 @@ from meshforge_trio.clock import SystemClock
 from meshforge_trio.errors import MeshForgeError
 from meshforge_trio.health.backlog import with_backlog
 from meshforge_trio.health.figures import StoreFigures, read_figures
-from meshforge_trio.health.report import BrokerHealth, HealthReport, ScopeHealth, Status, as_document, judge
+from meshforge_trio.health.report import (
+    BrokerHealth,
+    HealthReport,
+    ScopeHealth,
+    Status,
+    as_documents,
+    judge,
+    overall,
+)
 from meshforge_trio.launch import connect_options
 from meshforge_trio.policy import ExitCode
+from meshforge_trio.sites import Site, sites
 from meshforge_trio.subjects import Scope
 
 __all__ = ["health"]
@@ -47,24 +56,40 @@ _PIPE_WIDTH: Final = 1_000
 def health(**given: Any) -> int:
     """Look at the store and the broker, beside a running worker or without one.
 
-    Nothing is changed: the store is read, a write is begun and taken back, the broker is asked. Exit code 0 when all
-    is well, 1 when something is degraded or failing; what and what to do is said.
+    Nothing is changed: the store is read, a write is begun and taken back, the broker is asked; each of them, where
+    tenants have their own. Exit code 0 when all is well, 1 when something is degraded or failing; what and what to do
+    is said.
     """
     common = Common.take(given, log_level="error")
-    report = trio.run(_report, common)
+    reports = trio.run(_reports, common)
     if common.as_json:
-        print_json(as_document(report))
-    else:
-        _show(report)
-    return ExitCode.OK if report.status == "ok" else ExitCode.FAILED
+        print_json(as_documents([(site.tenants, report) for site, report in reports]))
+    for site, report in () if common.as_json else reports:
+        _show(report, "" if site.alone else f"{site.name}: ")
+    return ExitCode.OK if overall([report for _, report in reports]) == "ok" else ExitCode.FAILED
 
 
-async def _report(common: Common) -> HealthReport:
-    settings = common.settings
-    read = partial(read_figures, settings.store, SystemClock().now(), probe=True)
+async def _reports(common: Common) -> Sequence[tuple[Site, HealthReport]]:
+    """The report of each site, in the order of the workspaces; a site that hangs keeps no other waiting."""
+    found = sites(common.settings)
+    reports: dict[str, HealthReport] = {}
+
+    async def one(site: Site) -> None:
+        reports[site.name] = await _report(common, site)
+
+    async with open_loop(), trio.open_nursery() as nursery:
+        for site in found:
+            nursery.start_soon(one, site)
+    return [(site, reports[site.name]) for site in found]
+
+
+async def _report(common: Common, site: Site) -> HealthReport:
+    read = partial(read_figures, site.settings.store, SystemClock().now(), probe=True)
     figures: StoreFigures = await trio.to_thread.run_sync(read)
-    scopes = {scope: found for scope, found in figures.scopes.items() if _asked_for(scope, common)}
-    broker, listed = await _ask_broker(common, scopes)
+    scopes = {
+        scope: found for scope, found in figures.scopes.items() if site.has(scope.tenant) and _asked_for(scope, common)
+    }
+    broker, listed = await _ask_broker(site, scopes)
     return judge(figures.store, broker, listed)
 
 
@@ -73,20 +98,19 @@ def _asked_for(scope: Scope, common: Common) -> bool:
     return workspaces is None or f"{scope.tenant}/{scope.workspace}" in workspaces
 
 
-async def _ask_broker(common: Common, scopes: dict[Scope, ScopeHealth]) -> tuple[BrokerHealth, Sequence[ScopeHealth]]:
-    async with open_loop():
-        try:
-            async with open_survey(connect_options(common.settings)) as survey:
-                return await with_backlog(survey, scopes, _BROKER_S)
-        except MeshForgeError as error:
-            return BrokerHealth(str(error)), list(scopes.values())
+async def _ask_broker(site: Site, scopes: dict[Scope, ScopeHealth]) -> tuple[BrokerHealth, Sequence[ScopeHealth]]:
+    try:
+        async with open_survey(connect_options(site.settings)) as survey:
+            return await with_backlog(survey, scopes, _BROKER_S)
+    except MeshForgeError as error:
+        return BrokerHealth(str(error)), list(scopes.values())
 
 
-def _show(report: HealthReport) -> None:
+def _show(report: HealthReport, title: str) -> None:
     # A pipe has no width: nothing is folded for it.
     console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=_PIPE_WIDTH)
     colour = _COLOURS[report.status]
-    console.print(f"[bold {colour}]{report.status}[/]")
+    console.print(f"{title}[bold {colour}]{report.status}[/]")
     store, broker = report.store, report.broker
     console.print(
         f"store   {store.path}: {store.size / _MIB:,.1f} MiB, log {store.log_size / _MIB:,.1f} MiB, "

@@ -15,10 +15,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from meshforge_trio import backup as backups
 from meshforge_trio import verify as verifying
 from meshforge_trio.cli.options import Common, common_options, print_json, store_option
-from meshforge_trio.policy import ExitCode
+from meshforge_trio.errors import MeshForgeError
+from meshforge_trio.policy import ExitCode, worst_code
+from meshforge_trio.runtime import exit_code
+from meshforge_trio.sites import stores
 from meshforge_trio.store.audit import Progress as Told
 
 __all__ = ["backup", "restore", "verify"]
+
+_tenant_option = click.option("--tenant", metavar="NAME", help="The store of this tenant, where there are several.")
 
 
 @click.command(short_help="Copy the store, beside running workers.")
@@ -26,15 +31,17 @@ __all__ = ["backup", "restore", "verify"]
 @click.option("--force", is_flag=True, help="Replace DEST if it exists.")
 @click.option("--no-verify", is_flag=True, help="Do not check the copy from end to end.")
 @store_option
+@_tenant_option
 @common_options
-def backup(dest: Path, force: bool, no_verify: bool, **given: Any) -> int:
+def backup(dest: Path, force: bool, no_verify: bool, tenant: str | None, **given: Any) -> int:
     """Copy the store to the file DEST as of one moment, while workers go on. Only its owner may read the copy.
 
     DEST is complete and checked when it appears under its name. Exit code 4 when the store is damaged.
     """
     common = Common.take(given, log_level="warning")
+    store = _store_of(common, tenant)
     with _shown_progress() as progress:
-        made = backups.back_up(common.settings.store, dest, force=force, verify=not no_verify, progress=progress)
+        made = backups.back_up(store, dest, force=force, verify=not no_verify, progress=progress)
     if common.as_json:
         print_json(attrs.asdict(made))
         return ExitCode.OK
@@ -47,16 +54,18 @@ def backup(dest: Path, force: bool, no_verify: bool, **given: Any) -> int:
 @click.command(short_help="Put a backup in the place of the store.")
 @click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
 @store_option
+@_tenant_option
 @common_options
-def restore(source: Path, **given: Any) -> int:
+def restore(source: Path, tenant: str | None, **given: Any) -> int:
     """Check the backup SRC and put it in the place of the store, which is moved aside and never deleted.
 
     Refused while a process lives on the store. What was decided since the backup is in the streams alone, so workers
     refuse to start until `meshforge reconcile` has compared them.
     """
     common = Common.take(given, log_level="warning")
+    store = _store_of(common, tenant)
     with _shown_progress() as progress:
-        done = backups.restore(source, common.settings.store, progress=progress)
+        done = backups.restore(source, store, progress=progress)
     if common.as_json:
         print_json(attrs.asdict(done))
         return ExitCode.OK
@@ -73,15 +82,34 @@ def restore(source: Path, **given: Any) -> int:
 @click.command(short_help="Check a store from end to end.")
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @store_option
+@_tenant_option
 @common_options
-def verify(file: Path | None, **given: Any) -> int:
+def verify(file: Path | None, tenant: str | None, **given: Any) -> int:
     """Check the store, or the backup FILE: its pages, every entity's hash chain, keys, heads, dead letters, snapshots.
 
-    Reads as of one moment, beside running workers. Every finding is listed; exit code 4 when there is one.
+    Where tenants have stores of their own, each is checked. Reads as of one moment, beside running workers. Every
+    finding is listed; exit code 4 when there is one.
     """
     common = Common.take(given, log_level="warning")
+    if file is not None or tenant is not None:
+        return _verify(common, file or _store_of(common, tenant))
+    found = [path for path, _ in stores(common.settings)]
+    codes = []
+    for path in found:
+        try:
+            codes.append(_verify(common, path))
+        except MeshForgeError as error:
+            if len(found) == 1:
+                raise
+            # One that cannot be read at all hides nothing of the others.
+            click.echo(f"meshforge: {path}: {error}", err=True)
+            codes.append(exit_code(error))
+    return worst_code(codes)
+
+
+def _verify(common: Common, path: Path) -> int:
     with _shown_progress() as progress:
-        report = verifying.verify_store(file or common.settings.store, progress)
+        report = verifying.verify_store(path, progress)
     if common.as_json:
         print_json({**attrs.asdict(report), "whole": report.whole})
     else:
@@ -94,6 +122,23 @@ def verify(file: Path | None, **given: Any) -> int:
             + ("whole" if report.whole else f"DAMAGED, {len(report.findings)} findings")
         )
     return ExitCode.OK if report.whole else ExitCode.STORE_BROKEN
+
+
+def _store_of(common: Common, tenant: str | None) -> Path:
+    """The store of a tenant, or the only one there is.
+
+    Raises:
+        click.UsageError: there are several and no tenant is named, or no workspace is of that tenant.
+    """
+    known = {each.partition("/")[0]: None for each in common.settings.workspaces}
+    if tenant is None:
+        found = stores(common.settings)
+        if len(found) > 1:
+            raise click.UsageError(f"there are several stores: name a tenant with --tenant, one of {', '.join(known)}")
+        return found[0][0]
+    if tenant not in known:
+        raise click.UsageError(f"no workspace is of tenant {tenant!r}; there are {', '.join(known)}")
+    return common.settings.of_tenant(tenant).store
 
 
 def _tell_scopes(scopes: Sequence[backups.ScopeCopy]) -> None:

@@ -20,7 +20,7 @@ from meshforge_trio.cli.options import (
     store_option,
     workspace_option,
 )
-from meshforge_trio.cli.reader import ScopeFile, read_store
+from meshforge_trio.cli.reader import ScopeFile, read_store, read_stores
 from meshforge_trio.launch import adapter_of, load_app, with_components
 from meshforge_trio.policy import ExitCode
 from meshforge_trio.replay import state_at
@@ -49,7 +49,7 @@ def events(agent: str | None, entity: str | None, after: int, every: bool, **giv
     common = Common.take(given, log_level="warning")
     if entity is not None and agent is None:
         raise click.UsageError("--entity needs --agent")
-    with read_store(common.settings.store) as store:
+    with read_stores(common.settings if agent is None else common.here) as store:
         scopes = [checked_scope(common, agent)] if agent is not None else store.scopes
         if "workspaces" in common.flags:
             scopes = [scope for scope in scopes if (scope.tenant, scope.workspace) == common.workspace]
@@ -117,7 +117,7 @@ def state(agent: str, entity: str, app: str, version: int | None, **given: Any) 
     common = Common.take(given, log_level="warning")
     scope = checked_scope(common, agent)
     adapter = adapter_of(with_components(load_app(app), common.settings), agent)
-    with read_store(common.settings.store) as store:
+    with read_store(common.here.store) as store:
         found = trio.run(state_at, store.rows(scope), adapter, entity, version)
     if found.version == 0 or (version is not None and found.version < version):
         has = f"has version {found.version}, not {version}" if found.version else "has no events"

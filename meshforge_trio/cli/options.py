@@ -15,6 +15,7 @@ import trio
 
 from meshforge_trio.config import LogLevel, Settings, load_settings
 from meshforge_trio.errors import Misconfigured, Poison
+from meshforge_trio.signing import Signer
 from meshforge_trio.subjects import Scope
 from meshforge_trio.telemetry import set_up_logging
 
@@ -25,6 +26,7 @@ __all__ = [
     "common_options",
     "principal_name",
     "print_json",
+    "signer_of",
     "store_option",
     "url_option",
     "workspace_option",
@@ -75,6 +77,11 @@ class Common:
         tenant, _, name = self.settings.workspaces[0].partition("/")
         return tenant, name
 
+    @property
+    def here(self) -> Settings:
+        """What holds for the tenant of the first workspace: its store, its log-in at the broker."""
+        return self.settings.of_tenant(self.workspace[0])
+
     @staticmethod
     def take(given: dict[str, Any], *, log_level: LogLevel | None = None) -> Common:
         """Take the shared options out of a command's arguments, load the settings and set logging up.
@@ -122,6 +129,15 @@ def principal_name(common: Common, given: str | None, option: str) -> str:
         return getpass.getuser()
     except (OSError, KeyError, ImportError) as error:
         raise Misconfigured(f"this user has no login name: say who does this with {option}") from error
+
+
+def signer_of(settings: Settings) -> Signer | None:
+    """The key that commands are signed with, if one is set.
+
+    Raises:
+        Misconfigured: its file cannot be read, or holds no seed.
+    """
+    return None if settings.signing_seed_file is None else Signer.from_file(settings.signing_seed_file)
 
 
 async def cancel_on_signal(scope: trio.CancelScope) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
 import apsw
 
+from meshforge_trio.config import Settings
 from meshforge_trio.errors import Misconfigured
+from meshforge_trio.sites import stores
 from meshforge_trio.store import rows
 from meshforge_trio.store.lease import boot_id, boottime_ns
 from meshforge_trio.store.links import Walk
@@ -17,7 +19,7 @@ from meshforge_trio.store.port import Attempt, DeadLetter, Head, Mark, Output, R
 from meshforge_trio.store.schema import MIGRATIONS, SCOPE_SHIFT, translated
 from meshforge_trio.subjects import Scope
 
-__all__ = ["StoreFile", "read_store"]
+__all__ = ["StoreFile", "StoreFiles", "read_store", "read_stores"]
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -30,7 +32,7 @@ class StoreFile:
     """Made by `read_store`."""
 
     def __init__(self, path: Path, connection: apsw.Connection) -> None:
-        self._path = path
+        self.path = path
         self._connection = connection
         found = connection.execute("SELECT tenant, workspace, agent, id FROM scopes ORDER BY 1, 2, 3")
         self._numbers = {Scope(*row[:3]): row[3] for row in found}
@@ -48,8 +50,36 @@ class StoreFile:
         """
         if scope not in self._numbers:
             known = ", ".join(str(each) for each in self._numbers) or "none"
-            raise Misconfigured(f"{self._path} has no scope {scope}; it has: {known}")
-        return ScopeFile(self._path, self._connection, scope, self._numbers[scope])
+            raise Misconfigured(f"{self.path} has no scope {scope}; it has: {known}")
+        return ScopeFile(self.path, self._connection, scope, self._numbers[scope])
+
+
+class StoreFiles:
+    """The stores of all sites as one. Made by `read_stores`."""
+
+    def __init__(self, files: Sequence[tuple[StoreFile, Callable[[str], bool]]]) -> None:
+        self._paths = ", ".join(str(file.path) for file, _ in files)
+        self._found = {scope: file for file, own in files for scope in file.scopes if own(scope.tenant)}
+
+    def __str__(self) -> str:
+        """Their paths."""
+        return self._paths
+
+    @property
+    def scopes(self) -> Sequence[Scope]:
+        """Every scope that has ever been served, sorted."""
+        return sorted(self._found)
+
+    def rows(self, scope: Scope) -> ScopeFile:
+        """The rows of a scope, from the store of its tenant.
+
+        Raises:
+            Misconfigured: it was never served from there.
+        """
+        if scope not in self._found:
+            known = ", ".join(str(each) for each in self.scopes) or "none"
+            raise Misconfigured(f"{self} has no scope {scope}; it has: {known}")
+        return self._found[scope].rows(scope)
 
 
 class ScopeFile:
@@ -161,6 +191,13 @@ def read_store(path: Path) -> Iterator[StoreFile]:
         raise translated(error, path) from error
     finally:
         connection.close()
+
+
+@contextmanager
+def read_stores(settings: Settings) -> Iterator[StoreFiles]:
+    """Open the store of every site of the settings' workspaces, as `read_store` does."""
+    with ExitStack() as stack:
+        yield StoreFiles([(stack.enter_context(read_store(path)), own) for path, own in stores(settings)])
 
 
 def _opened(path: Path, connection: apsw.Connection) -> StoreFile:

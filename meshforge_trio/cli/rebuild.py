@@ -13,7 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from meshforge_trio.agent import AgentAdapter
 from meshforge_trio.cli.options import Common, common_options, print_json, store_option, workspaces_option
-from meshforge_trio.cli.reader import ScopeFile, StoreFile, read_store
+from meshforge_trio.cli.reader import ScopeFile, StoreFiles, read_stores
+from meshforge_trio.config import Settings
 from meshforge_trio.errors import Misconfigured
 from meshforge_trio.launch import adapter_of, load_app, with_components
 from meshforge_trio.policy import ExitCode
@@ -43,7 +44,7 @@ def replay(app: str, scope: str | None, **given: Any) -> int:
     common = Common.take(given, log_level="warning")
     loaded = with_components(load_app(app), common.settings)
     reports: list[ReplayReport] = []
-    with read_store(common.settings.store) as store:
+    with read_stores(_meant(scope, common)) as store:
         chosen = [store.rows(each) for each in _chosen(store, scope, common)]
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         console = Console(stderr=True)
@@ -84,7 +85,7 @@ def hash_(app: str, scope: str | None, **given: Any) -> int:
     """
     common = Common.take(given, log_level="warning")
     loaded = with_components(load_app(app), common.settings)
-    with read_store(common.settings.store) as store:
+    with read_stores(_meant(scope, common)) as store:
         for each in _chosen(store, scope, common):
             _print_hash(store.rows(each), adapter_of(loaded, each.agent), as_json=common.as_json)
     return ExitCode.OK
@@ -98,8 +99,13 @@ def _print_hash(rows: ScopeFile, adapter: AgentAdapter[Any], *, as_json: bool) -
         click.echo(f"{digest}  {rows.scope}")
 
 
-def _chosen(store: StoreFile, scope: str | None, common: Common) -> Sequence[Scope]:
-    """The scopes asked for: one by name, those of the workspaces given, or all of the store."""
+def _meant(scope: str | None, common: Common) -> Settings:
+    """The settings whose stores are read: those of the scope's tenant, where one is named."""
+    return common.settings if scope is None else common.settings.of_tenant(scope.partition("/")[0])
+
+
+def _chosen(store: StoreFiles, scope: str | None, common: Common) -> Sequence[Scope]:
+    """The scopes asked for: one by name, those of the workspaces given, or all of the stores."""
     if scope is not None:
         parts = scope.split("/")
         if len(parts) != 3:
@@ -108,5 +114,5 @@ def _chosen(store: StoreFile, scope: str | None, common: Common) -> Sequence[Sco
     wanted = common.flags.get("workspaces")
     found = [each for each in store.scopes if wanted is None or f"{each.tenant}/{each.workspace}" in wanted]
     if not found:
-        raise Misconfigured(f"{common.settings.store} holds no scope{' of that workspace' if wanted else ''}")
+        raise Misconfigured(f"{store} holds no scope{' of that workspace' if wanted else ''}")
     return found

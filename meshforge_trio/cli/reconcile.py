@@ -31,6 +31,7 @@ from meshforge_trio.errors import Poison
 from meshforge_trio.launch import connect_options
 from meshforge_trio.policy import ExitCode
 from meshforge_trio.reconcile import Comparison, Done, InUse, Progress, Reconciler, Right, Side, compare
+from meshforge_trio.sites import Site, sites
 from meshforge_trio.store.port import Mark, Output
 from meshforge_trio.store.sqlite import SQLiteEventStore
 from meshforge_trio.subjects import EVENTS, FAILED, Scope, parse_subject
@@ -78,10 +79,12 @@ def reconcile(dry_run: bool, accept_store: bool, accept_stream: bool, agent: str
     if accept_store and accept_stream:
         raise click.UsageError("--accept-store and --accept-stream exclude each other")
     right: Right | None = "store" if accept_store else "stream" if accept_stream else None
-    # A store that is not there is made only to be filled.
-    look_only = dry_run or (right is None and not common.settings.store.exists())
-    run = _Run(common, agent, right)
-    needs = trio.run(run.look if look_only else run.act)
+    needs: list[str] = []
+    for site in _sites(common, agent, right):
+        # A store that is not there is made only to be filled.
+        look_only = dry_run or (right is None and not site.settings.store.exists())
+        run = _Run(common, site, agent, right)
+        needs += trio.run(run.look if look_only else run.act)
     if not needs:
         click.echo(
             "meshforge: neither store nor streams know an agent there; --workspace and --agent name one", err=True
@@ -95,18 +98,35 @@ def reconcile(dry_run: bool, accept_store: bool, accept_stream: bool, agent: str
     return ExitCode.FAILED if "again" in needs else ExitCode.OK
 
 
-class _Run:
-    """One invocation."""
+def _sites(common: Common, agent: str | None, right: Right | None) -> Sequence[Site]:
+    """The sites that are meant: where the one agent is served that was named, else all of the workspaces.
 
-    def __init__(self, common: Common, agent: str | None, right: Right | None) -> None:
+    Raises:
+        click.UsageError: they are several, and one side is to be right at all of them.
+    """
+    found = sites(common.settings)
+    if agent is not None:
+        found = [site for site in found if common.workspace[0] in site.tenants]
+    if right is not None and len(found) > 1:
+        names = "; ".join(site.name for site in found)
+        raise click.UsageError(f"which side is right is said for one site at a time, by --workspace; there are {names}")
+    return found
+
+
+class _Run:
+    """One invocation at one site."""
+
+    def __init__(self, common: Common, site: Site, agent: str | None, right: Right | None) -> None:
         self._common = common
+        self._site = site
         self._agent = agent
         self._right: Right | None = right
 
     async def look(self) -> Sequence[str]:
         """Compare and show, beside whoever serves; what each scope needs."""
-        store = self._common.settings.store
-        async with open_loop(), open_broker(connect_options(self._common.settings)) as broker:
+        settings = self._site.settings
+        store = settings.store
+        async with open_loop(), open_broker(connect_options(settings)) as broker:
             if not store.exists():
                 return [await self._look_at(broker, _NoRows(s), True) for s in await self._scopes(broker, ())]
             with read_store(store) as file:
@@ -127,7 +147,7 @@ class _Run:
 
     async def act(self) -> Sequence[str]:
         """Compare, do, show; for each scope what it still needs."""
-        settings = self._common.settings
+        settings = self._site.settings
         async with open_loop(), open_broker(connect_options(settings)) as broker:
             for spec in stream_specs(settings.engine):
                 await broker.declare(spec)
@@ -163,12 +183,13 @@ class _Run:
         """Which scopes are meant: the one that was named, else the store's, else those in the streams."""
         if self._agent is not None:
             return [checked_scope(self._common, self._agent)]
+        known = [scope for scope in known if self._site.has(scope.tenant)]
         if "workspaces" in self._common.flags:
             known = [scope for scope in known if (scope.tenant, scope.workspace) == self._common.workspace]
         if known:
             return known
         found: set[Scope] = set()
-        for workspace in self._common.settings.workspaces:
+        for workspace in self._site.settings.workspaces:
             middle = workspace.replace("/", ".")
             subjects = [*await broker.subjects(EVENTS, f"evt.{middle}.>")]
             subjects += [s.partition(".")[2] for s in await broker.subjects(FAILED, f"failed.cmd.{middle}.>")]

@@ -31,8 +31,9 @@ def run(app: str, workers: int, worker: int | None, parent_fd: int | None, **giv
     """Serve the agents of an app until SIGTERM or SIGINT, which finish what is in hand first.
 
     MODULE:ATTR names an App, an agent or a list of agents (ATTR is `app` unless given); the working directory is
-    searched first. With several workers the scopes are spread over as many processes on one store, and those of a
-    worker that dies are taken over by the others.
+    searched first. With several workers the scopes are spread over as many processes on the same stores, and those of
+    a worker that dies are taken over by the others. Where tenants have stores or accounts of their own, what breaks
+    one of them stops that tenant alone.
     """
     common = Common.take(given)
     if parent_fd is not None:

@@ -21,6 +21,7 @@ from meshforge_trio.cli.options import (
     common_options,
     principal_name,
     print_json,
+    signer_of,
     url_option,
     workspace_option,
 )
@@ -29,7 +30,6 @@ from meshforge_trio.envelope import EventEnvelope, JsonObject, SecurityContext, 
 from meshforge_trio.errors import Poison
 from meshforge_trio.launch import connect_options
 from meshforge_trio.policy import ExitCode, worst
-from meshforge_trio.signing import Signer
 
 __all__ = ["call", "send", "tail"]
 
@@ -177,14 +177,13 @@ def _with_client(
 ) -> int:
     """Talk over a client's connection, then tell what came of it; the exit code."""
     tenant, workspace = common.workspace
-    seed = common.settings.signing_seed_file
-    signer = None if seed is None else Signer.from_file(seed)
+    signer = signer_of(common.here)
     results: list[T] = []
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(cancel_on_signal, nursery.cancel_scope)
-            options = connect_options(common.settings)
+            options = connect_options(common.here)
             async with open_client(
                 options, tenant=tenant, workspace=workspace, principal=principal, signer=signer
             ) as client:

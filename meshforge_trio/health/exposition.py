@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from meshforge_trio.health.figures import StoreFigures
+from meshforge_trio.health.report import StoreHealth
 from meshforge_trio.metrics import Histogram, ScopeMetrics, WorkerMetrics
 from meshforge_trio.subjects import Scope
 
@@ -28,18 +29,24 @@ _GAUGES: Final[Sequence[tuple[str, str]]] = (
 )
 
 
-def exposition(metrics: WorkerMetrics, figures: StoreFigures) -> bytes:
-    """The page that Prometheus reads: counts of the process, figures of the store, the process itself."""
+#: A site as it is shown: its name, what its process counted there, what its store tells.
+Shown = tuple[str, WorkerMetrics, StoreFigures]
+
+
+def exposition(sites: Sequence[Shown]) -> bytes:
+    """The page that Prometheus reads: counts of the process at each site, figures of its store, the process itself."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Families(metrics, figures))
+    registry.register(_Families(sites))
     ProcessCollector(registry=registry)
     return generate_latest(registry)
 
 
 class _Families(Collector):
-    def __init__(self, metrics: WorkerMetrics, figures: StoreFigures) -> None:
-        self._metrics = metrics
-        self._figures = figures
+    def __init__(self, sites: Sequence[Shown]) -> None:
+        self._sites = sites
+        self._scopes = {scope: counted for _, metrics, _ in sites for scope, counted in metrics.scopes.items()}
+        # A single site needs no name.
+        self._labels = ("tenants",) if len(sites) > 1 else ()
 
     def collect(self) -> Iterator[Metric]:
         """Every family, the process first."""
@@ -49,32 +56,40 @@ class _Families(Collector):
         yield from self._waiting()
 
     def _process(self) -> Iterator[Metric]:
-        metrics, store = self._metrics, self._figures.store
-        connected = GaugeMetricFamily("meshforge_broker_connected", "1 while a broker session lives")
-        connected.add_metric((), float(metrics.broker_since is not None))
-        sessions = CounterMetricFamily("meshforge_broker_sessions", "Broker sessions begun")
-        sessions.add_metric((), metrics.broker_sessions)
-        yield from (connected, sessions)
+        gauges: Sequence[tuple[str, str, Callable[[WorkerMetrics, StoreHealth], float]]] = (
+            ("meshforge_stopped", "1 once the process serves these tenants no more", lambda m, _: bool(m.stopped)),
+            ("meshforge_broker_connected", "1 while a broker session lives", lambda m, _: m.broker_since is not None),
+            ("meshforge_store_bytes", "Size of the store's file", lambda _, store: store.size),
+            ("meshforge_store_log_bytes", "Size of the store's write-ahead log", lambda _, store: store.log_size),
+            ("meshforge_disk_free_bytes", "Free space on the disk of the store", lambda _, store: store.disk_free),
+        )
+        sessions = CounterMetricFamily("meshforge_broker_sessions", "Broker sessions begun", labels=self._labels)
+        crashes = CounterMetricFamily(
+            "meshforge_crashes", "Errors of engines and sessions that nobody foresaw", labels=self._labels
+        )
         lost = CounterMetricFamily(
             "meshforge_broker_sessions_lost",
             "Broker sessions ended by an error, and dials that failed",
-            labels=("reason",),
+            labels=(*self._labels, "reason"),
         )
-        for reason, count in metrics.broker_lost.items():
-            lost.add_metric((reason,), count)
-        crashes = CounterMetricFamily("meshforge_crashes", "Errors of engines and sessions that nobody foresaw")
-        crashes.add_metric((), metrics.crashes)
-        yield from (lost, crashes)
-        for name, text, value in (
-            ("meshforge_store_bytes", "Size of the store's file", store.size),
-            ("meshforge_store_log_bytes", "Size of the store's write-ahead log", store.log_size),
-            ("meshforge_disk_free_bytes", "Free space on the disk of the store", store.disk_free),
-            # Resident memory keeps to the largest that was ever in use; a leak shows here.
-            ("meshforge_allocated_blocks", "Blocks of memory in use by the interpreter", sys.getallocatedblocks()),
-        ):
-            gauge = GaugeMetricFamily(name, text)
-            gauge.add_metric((), value)
+        for name, metrics, _ in self._sites:
+            sessions.add_metric(self._named(name), metrics.broker_sessions)
+            crashes.add_metric(self._named(name), metrics.crashes)
+            for reason, count in metrics.broker_lost.items():
+                lost.add_metric((*self._named(name), reason), count)
+        yield from (sessions, crashes, lost)
+        for family, text, value in gauges:
+            gauge = GaugeMetricFamily(family, text, labels=self._labels)
+            for name, metrics, figures in self._sites:
+                gauge.add_metric(self._named(name), float(value(metrics, figures.store)))
             yield gauge
+        # Resident memory keeps to the largest that was ever in use; a leak shows here.
+        blocks = GaugeMetricFamily("meshforge_allocated_blocks", "Blocks of memory in use by the interpreter")
+        blocks.add_metric((), sys.getallocatedblocks())
+        yield blocks
+
+    def _named(self, name: str) -> Sequence[str]:
+        return (name,) if self._labels else ()
 
     def _turns(self) -> Iterator[Metric]:
         yield self._counts(
@@ -102,34 +117,34 @@ class _Families(Collector):
             lambda scope: scope.republished,
         )
         serving = GaugeMetricFamily("meshforge_serving", "1 while this process serves the scope", labels=_SCOPE)
-        for scope, counted in self._metrics.scopes.items():
+        for scope, counted in self._scopes.items():
             serving.add_metric(_labels(scope), float(counted.phase == "serving"))
         yield serving
 
     def _waiting(self) -> Iterator[Metric]:
         for name, text in _GAUGES:
             gauge = GaugeMetricFamily(f"meshforge_{name}", text, labels=_SCOPE)
-            for scope in self._metrics.scopes:
-                if scope in self._figures.scopes:
-                    gauge.add_metric(_labels(scope), getattr(self._figures.scopes[scope], name))
+            for _, metrics, figures in self._sites:
+                for scope in metrics.scopes.keys() & figures.scopes.keys():
+                    gauge.add_metric(_labels(scope), getattr(figures.scopes[scope], name))
             yield gauge
 
     def _count(self, name: str, text: str, value: Callable[[ScopeMetrics], int]) -> Metric:
         family = CounterMetricFamily(name, text, labels=_SCOPE)
-        for scope, counted in self._metrics.scopes.items():
+        for scope, counted in self._scopes.items():
             family.add_metric(_labels(scope), value(counted))
         return family
 
     def _counts(self, name: str, text: str, label: str, values: Callable[[ScopeMetrics], Mapping[str, int]]) -> Metric:
         family = CounterMetricFamily(name, text, labels=(*_SCOPE, label))
-        for scope, counted in self._metrics.scopes.items():
+        for scope, counted in self._scopes.items():
             for word, count in values(counted).items():
                 family.add_metric((*_labels(scope), word), count)
         return family
 
     def _histogram(self, name: str, text: str, value: Callable[[ScopeMetrics], Histogram]) -> Metric:
         family = HistogramMetricFamily(name, text, labels=_SCOPE)
-        for scope, counted in self._metrics.scopes.items():
+        for scope, counted in self._scopes.items():
             histogram = value(counted)
             family.add_metric(_labels(scope), _buckets(histogram), histogram.total)
         return family

@@ -53,12 +53,19 @@ def read_figures(path: Path, now: float, *, probe: bool) -> StoreFigures:
             _try_to_write(path)
     except MeshForgeError as error:
         problem = str(error)
-    return StoreFigures(_of_files(path, problem), scopes)
+    try:
+        return StoreFigures(_of_files(path, problem), scopes)
+    except OSError as error:
+        return StoreFigures(StoreHealth(str(path), problem or f"{path}: {error.strerror}"), scopes)
 
 
 @contextmanager
 def _opened(path: Path, flags: int = apsw.SQLITE_OPEN_READONLY) -> Iterator[apsw.Connection]:
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:
+        raise Misconfigured(f"{path} cannot be looked at: {error.strerror}") from error
+    if not there:
         raise Misconfigured(f"there is no store {path}; `meshforge run` makes it")
     try:
         connection = apsw.Connection(str(path), flags=flags)

@@ -7,7 +7,7 @@ The same report is made inside a running process, for its HTTP endpoint, and bes
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import attrs
 
@@ -22,8 +22,10 @@ __all__ = [
     "Status",
     "StoreHealth",
     "as_document",
+    "as_documents",
     "judge",
     "not_ready",
+    "overall",
 ]
 
 #: Mildest first.
@@ -56,10 +58,10 @@ class StoreHealth:
 
     path: str
     problem: str
-    size: int
-    log_size: int
-    disk_free: int
-    disk_size: int
+    size: int = 0
+    log_size: int = 0
+    disk_free: int = 0
+    disk_size: int = 0
 
     @property
     def disk_free_share(self) -> float:
@@ -109,7 +111,7 @@ class ScopeHealth:
 
 @attrs.frozen
 class WorkerHealth:
-    """The process that answers: what it counted since its start."""
+    """The process that answers: what it counted since its start. `stopped` is why it serves the site no more, or ""."""
 
     worker: int
     up_s: float
@@ -118,6 +120,7 @@ class WorkerHealth:
     sessions_lost: Mapping[str, int]
     crashes: int
     last_crash: str
+    stopped: str = ""
 
 
 @attrs.frozen
@@ -136,7 +139,9 @@ def judge(
     store: StoreHealth, broker: BrokerHealth, scopes: Sequence[ScopeHealth], process: WorkerHealth | None = None
 ) -> HealthReport:
     """What was found as a report: the worst reason decides its status."""
-    reasons = [*_of_store(store), *_of_broker(broker), *_of_process(process)]
+    stopped = process is not None and process.stopped
+    # Without a session of its own it knows nothing of the broker.
+    reasons = [*_of_store(store), *(() if stopped else _of_broker(broker)), *_of_process(process)]
     for scope in scopes:
         reasons += _of_scope(scope)
     reasons.sort(key=lambda reason: reason.status != "failing")
@@ -163,6 +168,9 @@ def _of_broker(broker: BrokerHealth) -> Iterator[Reason]:
 def _of_process(process: WorkerHealth | None) -> Iterator[Reason]:
     if process is None:
         return
+    if process.stopped:
+        what = f"it is no longer served: {process.stopped}"
+        yield Reason("failing", what, "mend it, then restart the process; its other tenants go on meanwhile")
     if process.crashes:
         what = f"{process.crashes} crashes since the process began; the last: {process.last_crash}"
         yield Reason("degraded", what, "read the log: a crash is a defect or a resource that is missing")
@@ -198,6 +206,8 @@ def not_ready(metrics: WorkerMetrics, at: float) -> Sequence[str]:
     found = []
     if metrics.stopping:
         found.append("the process is ending")
+    if metrics.stopped:
+        return [*found, f"no longer served until the process is restarted: {metrics.stopped}"]
     if not metrics.store_open:
         found.append("the store is not open yet")
     if problem := metrics.store_problem(at):
@@ -217,3 +227,22 @@ def as_document(report: HealthReport) -> dict[str, Any]:
     document = attrs.asdict(report)
     document["store"]["disk_free_share"] = round(report.store.disk_free_share, 4)
     return document
+
+
+def overall(reports: Sequence[HealthReport]) -> Status:
+    """What several sites come to: the worst of them."""
+    ranks: Sequence[Status] = get_args(Status)
+    return max((report.status for report in reports), key=ranks.index)
+
+
+def as_documents(reports: Sequence[tuple[Sequence[str], HealthReport]]) -> dict[str, Any]:
+    """The reports of sites, each with its tenants, as JSON shows them; of a single site its report alone."""
+    if len(reports) == 1:
+        return as_document(reports[0][1])
+    return {
+        "status": overall([report for _, report in reports]),
+        "reasons": [
+            {"tenants": tenants, **attrs.asdict(reason)} for tenants, report in reports for reason in report.reasons
+        ],
+        "sites": [{"tenants": tenants, **as_document(report)} for tenants, report in reports],
+    }

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from meshforge_trio.policy import ExitCode
+from meshforge_trio.policy import ExitCode, worst_code
 from meshforge_trio.server import PrivateServer
-from meshforge_trio.workers import worst_code
 
 from .cli_world import DEADLINE_S, Running, Shop, alive, eventually, shop
 

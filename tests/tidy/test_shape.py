@@ -29,7 +29,7 @@ ORDER = (
     ("envelope", "clock"),
     ("decisions", "permissions", "signing"),
     ("agent", "policy", "security", "broker.port", "store.port"),
-    ("config", "crud", "locks", "telemetry", "metrics", "server"),
+    ("checks", "config", "sites", "crud", "locks", "telemetry", "metrics", "server"),
     ("intake", "entities", "broker", "store", "nats_config"),
     ("waiting", "drafts"),
     ("plan",),
@@ -42,7 +42,7 @@ ORDER = (
     ("health", "doctor"),
     ("health_server", "backup", "verify"),
     ("runtime", "replay", "uplink", "outgoing", "answers", "feed", "lock_client", "revise"),
-    ("client", "launch", "sync_client"),
+    ("client", "bulkheads", "launch", "sync_client"),
     ("workers", "takeover", "reconcile", "dead_letters", "stranded"),
     ("cli", "__main__"),
 )

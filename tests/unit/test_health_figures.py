@@ -104,6 +104,13 @@ def test_a_store_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "looking made something"
 
 
+def test_a_store_whose_directory_is_a_file_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    figures = read_figures(tmp_path / "taken" / "s.db", NOW, probe=True)
+    assert "there is no store" in figures.store.problem
+    assert (figures.store.size, figures.scopes) == (0, {})
+
+
 async def test_a_locked_store_is_read_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meshforge_trio.health.figures._BUSY_TIMEOUT_MS", 10)
     store = await written(tmp_path / "s.db", outputs(1))

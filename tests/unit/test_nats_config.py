@@ -11,8 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 from meshforge_trio.cli.accounts import nats_config
+from meshforge_trio.config import load_settings
 from meshforge_trio.errors import Misconfigured
-from meshforge_trio.nats_config import ROLES, ServerPlan, Tls, inbox_prefix, seed_file, write
+from meshforge_trio.launch import connect_options
+from meshforge_trio.nats_config import ROLES, ServerPlan, Tls, inbox_prefix, seed_file, tenants_file, write
 from meshforge_trio.server import find_binary
 from meshforge_trio.signing import Signer
 
@@ -92,11 +94,33 @@ def test_the_command_says_how_each_user_logs_in(tmp_path: Path) -> None:
     run = CliRunner().invoke(nats_config, [str(tmp_path / "conf"), "--tenant", "acme", "--json"], standalone_mode=False)
     told = orjson.loads(run.stdout)
     assert Path(told["config"]).is_file()
+    assert Path(told["tenants"]).is_file()
     assert [user["user"] for user in told["users"]] == list(ROLES)
     assert all(Path(user["nkey_seed_file"]).is_file() for user in told["users"])
     plain = CliRunner().invoke(nats_config, [str(tmp_path / "conf"), "--tenant", "acme", "--sync-lazy"])
     assert 'inbox_prefix = "_INBOX_acme_client"' in plain.stdout
     assert "sync_interval" not in Path(told["config"]).read_text()
+
+
+@pytest.mark.parametrize(
+    ("listen", "tls", "url"),
+    [
+        ("127.0.0.1:4333", None, "nats://127.0.0.1:4333"),
+        ("0.0.0.0:4222", None, "nats://127.0.0.1:4222"),
+        ("nats.example:4222", Tls(Path("c.pem"), Path("k.pem")), "tls://nats.example:4222"),
+    ],
+    ids=["loopback", "every address", "tls"],
+)
+def test_the_settings_of_tenants_fit_the_accounts(tmp_path: Path, listen: str, tls: Tls | None, url: str) -> None:
+    write(tmp_path, ServerPlan(["acme", "4711"], listen=listen, tls=tls))
+    (tmp_path / "meshforge.toml").write_text('workspaces = ["acme/a", "4711/a"]\n' + tenants_file(tmp_path).read_text())
+    settings = load_settings(tmp_path / "meshforge.toml", environ={})
+    for tenant in ("acme", "4711"):
+        own = settings.of_tenant(tenant)
+        assert (own.url, own.store) == (url, tmp_path / f"{tenant}.db")
+        assert own.nkey_seed_file == seed_file(tmp_path, tenant, "runtime")
+        assert own.inbox_prefix == inbox_prefix(tenant, "runtime")
+        assert connect_options(own).nkey_seed
 
 
 @pytest.mark.parametrize("options", [["--tls-cert", "c.pem"], ["--tls-verify"], ["--tls-ca", "ca.pem"]])
