@@ -1,4 +1,4 @@
-"""What every store must do with the fencing tokens of a commit: the newest one stays, in its scope, for ever (S1, S5)."""
+"""What every store must do with the fencing tokens of a commit: the newest stays, in its scope, for ever (S1, S5)."""
 
 from __future__ import annotations
 

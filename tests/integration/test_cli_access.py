@@ -1,4 +1,4 @@
-"""Who may do what, as `meshforge run` holds it: rules and keys of the settings, and what a restart with others changes."""
+"""Who may do what, as `meshforge run` holds it: rules and keys of the settings, and what a restart with others does."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_a_key_that_was_taken_away_signs_for_nobody_after_the_restart(at: Shop) 
 
 def test_keys_and_rules_hold_together(at: Shop) -> None:
     (kim, kims), (runtime, runtimes) = new_key(at, "kim"), new_key(at, "runtime")
-    settings = {
+    settings: dict[str, list[str] | str] = {
         "permissions": ["allow user:kim -> order.create"],
         "signing_keys": [f"default user:kim {kims}", f"default *:* {runtimes}"],
         "signing_seed_file": str(runtime),

@@ -1,4 +1,4 @@
-"""The lock manager as `meshforge run` serves it: switched on by a setting, stranded without, and kept through a kill."""
+"""The lock manager as `meshforge run` serves it: switched on by a setting, stranded without, kept through a kill."""
 
 from __future__ import annotations
 
