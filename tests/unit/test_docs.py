@@ -248,8 +248,8 @@ def test_every_guarantee_has_its_sentence_its_checker_and_its_witnesses() -> Non
 def _classes(guarantee: str) -> str:
     """The crash classes whose scenarios examine a guarantee."""
     scripts = {
-        "process crash": ("crash_matrix", "two_tenants", "locks"),
-        "pause": ("zombies", "locks"),
+        "process crash": ("crash_matrix", "two_tenants", "locks", "lock_holder"),
+        "pause": ("zombies", "locks", "lock_holder"),
         "broker": ("broker_faults", "locks"),
         "connection": ("proxy_cuts",),
         "full disk": ("disk_full",),
