@@ -69,6 +69,7 @@ def _case(run: Run, invariants: Sequence[Checker]) -> Case:
         record_frames=told["record_frames"],
         claims=tuple(told["claims"]),
         invariants=invariants,
+        beside=told.get("beside", ""),
         source=told["source"],
         replay=told["replay"],
     )

@@ -10,6 +10,7 @@ After each death an image of store and streams is taken before anything can reco
 from __future__ import annotations
 
 import os
+import pkgutil
 import platform
 import shlex
 import signal
@@ -33,7 +34,7 @@ from chaos.observer import Observer, open_observer, resent
 from chaos.plan import Plan
 from chaos.world import ProcessWorld, Worker, WorldError
 from chaos.zygote import NEVER_A_WORKER, Zygote
-from meshforge_trio.envelope import encode
+from meshforge_trio.envelope import decode_command, encode
 from meshforge_trio.launch import load_app
 from meshforge_trio.server import PrivateServer, server_version
 
@@ -53,8 +54,10 @@ class Case:
     `limit` is how often a handler may be called (0: not judged). `paced` sends each command when the one before is
     decided. `mortal` agents kill their own process. `must_fire`: a rule that did not fire makes the run inconclusive.
     `claims` are guarantees whose checkers must have found something to examine; `invariants` are checkers of the
-    caller's own. `source` is the scenario it is of, as the command line names it; `replay` the command that runs it
-    again.
+    caller's own. `beside` names an async function, `module:attr`, that is called with the server's address, the run's
+    directory and its history, and has other clients do something while the workload is sent: what they send is
+    overheard, and judged as what was sent. `source` is the scenario it is of, as the command line names it; `replay`
+    the command that runs it again.
     """
 
     app: str
@@ -73,6 +76,7 @@ class Case:
     record_frames: bool = False
     claims: Sequence[str] = ("G1", "G2", "G3", "G4", "G5", "G12")
     invariants: Sequence[Checker] = ()
+    beside: str = ""
     source: str = ""
     replay: str = ""
 
@@ -99,6 +103,7 @@ class Case:
             "must_fire": self.must_fire,
             "mortal": self.mortal,
             "claims": list(self.claims),
+            "beside": self.beside,
             "sent": [{**_as_json(each), "again": each not in self.sent} for each in sent],
             "source": self.source,
             "replay": self.replay or f"meshforge-chaos replay {shlex.quote(str(self.plan))}",
@@ -148,11 +153,16 @@ async def play(case: Case, server: PrivateServer, zygote: Zygote, home: Path) ->
                     open_proxy(server.port, proxied, history.of("proxy"), record_frames=case.record_frames)
                 )
                 url = proxy.url
-            observer = await stack.enter_async_context(
-                open_observer(server.url, history=history.of("client"), duplicate_window_s=case.duplicate_window_s)
+            run = _Run(case, server.url, history)
+            observer = run.observer = await stack.enter_async_context(
+                open_observer(
+                    server.url,
+                    history=history.of("client"),
+                    duplicate_window_s=case.duplicate_window_s,
+                    overhear=run.overhear if case.beside else None,
+                )
             )
-            world = await stack.enter_async_context(_world(case, url, zygote, home))
-            run = _Run(case, world, observer, history)
+            world = run.world = await stack.enter_async_context(_world(case, url, zygote, home))
             run.director = Director(world, server, observer, history, run.resend)
             async with trio.open_nursery() as nursery:
                 if needs_director(case.plan):
@@ -191,16 +201,28 @@ class _Run:
     """The course of one case."""
 
     director: Director
+    observer: Observer
+    world: ProcessWorld
 
-    def __init__(self, case: Case, world: ProcessWorld, observer: Observer, history: History) -> None:
+    def __init__(self, case: Case, url: str, history: History) -> None:
         self._case = case
-        self._world = world
-        self._observer = observer
+        self._url = url
         self._history = history
         self._images = 0
         self._waiting = [sent for sent in case.sent if sent.phase == "after"]
-        self._main_sent = False
+        # Who has not yet sent all that is sent before the faults are over.
+        self._senders = case.paced + bool(case.beside)
         self.sent: list[Sent] = []
+
+    def overhear(self, subject: str, body: bytes) -> None:
+        """Take down a command that another client sends; the workload's own and the runtime's are known."""
+        command = decode_command(body)
+        context = command.security_context
+        if context is None or context.principal_type != "user" or command.id in {s.command.id for s in self.sent}:
+            return
+        sent = Sent(command, "unknown", repeatable=False)
+        self.sent.append(sent)
+        self._history.of("client").write("send", id=command.id, key=sent.key, subject=subject, phase=sent.phase)
 
     async def resend(self) -> None:
         """Send all commands again, each under a new id."""
@@ -210,31 +232,40 @@ class _Run:
     async def _send(self, sent: Sequence[Sent]) -> None:
         self.sent.extend(sent)
         if sent:
-            await self._observer.send(sent)
+            await self.observer.send(sent)
 
     async def to_the_end(self) -> None:
         main = [sent for sent in self._case.sent if sent.phase != "after"]
         if not self._case.paced:
             await self._send(main)
-            self._main_sent = True
         async with trio.open_nursery() as nursery:
             if self._case.paced:
                 nursery.start_soon(self._pace, main)
+            if self._case.beside:
+                nursery.start_soon(self._play_beside)
             await self._workers()
             nursery.cancel_scope.cancel()
 
     async def _pace(self, sent: Sequence[Sent]) -> None:
         for each in sent:
             await self._send([each])
-            await self._observer.drained()
-        self._main_sent = True
+            await self.observer.drained()
+        self._senders -= 1
+
+    async def _play_beside(self) -> None:
+        try:
+            beside = pkgutil.resolve_name(self._case.beside)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise WorldError(f"beside the workload: {self._case.beside!r} is not there: {error}") from error
+        await beside(self._url, self.world.home, self._history)
+        self._senders -= 1
 
     async def _workers(self) -> None:
         """Start one worker after another until one has finished everything."""
         for _ in range(_WORKERS_MAX):
             # Before it exists: it may come to a rule of its own at once.
             handed_over = self.director.handed_over = trio.Event()
-            worker = await self._world.spawn()
+            worker = await self.world.spawn()
             with trio.move_on_after(self._case.deadline_s) as waited:
                 finished = await self._finish(worker, handed_over)
             if waited.cancelled_caught:
@@ -258,14 +289,14 @@ class _Run:
         Raises:
             WorldError: it never got to work, for a reason that is none of the protocol's.
         """
-        status = await self._world.ended(worker)
-        idle = worker.number == 1 and not self._world.has_begun(worker)
+        status = await self.world.ended(worker)
+        idle = worker.number == 1 and not self.world.has_begun(worker)
         if idle or status == NEVER_A_WORKER:
             raise WorldError(f"{worker.name} ended with {status} before it got to work; it said:\n{worker.tail()}")
 
     async def _finish(self, worker: Worker, handed_over: trio.Event) -> bool:
         """Serve until all is decided, then drain; false when `worker` ended or was replaced before."""
-        await self._world.serving(worker)
+        await self.world.serving(worker)
         while True:
             await self._all_decided(worker, handed_over)
             if worker.ended.is_set() or handed_over.is_set():
@@ -275,19 +306,19 @@ class _Run:
                 break
             after, self._waiting = self._waiting, []
             await self._send(after)
-        for other in self._world.workers:
+        for other in self.world.workers:
             if other is not worker and other.status is None:
-                await self._world.drain(other)
-        if await self._world.drain(worker) != 0:
+                await self.world.drain(other)
+        if await self.world.drain(worker) != 0:
             return False
         self._history.write("drained")
         return True
 
     async def _all_decided(self, worker: Worker, handed_over: trio.Event) -> None:
         while True:
-            await self._observer.drained_or(worker.ended, handed_over)
+            await self.observer.drained_or(worker.ended, handed_over)
             ended = worker.ended.is_set() or handed_over.is_set()
-            if ended or (self._main_sent and self.director.at_rest):
+            if ended or (not self._senders and self.director.at_rest):
                 return
 
     async def _image(self, *, final: bool) -> None:
@@ -295,16 +326,16 @@ class _Run:
         self.director.put_back()
         with trio.fail_after(self._case.deadline_s):
             # In this order: a connection that ended with the server may not be known to have.
-            await self._observer.caught_up()
-            broker = await self._observer.broker()
-            await save_image(broker, self._world.store, self._world.home / f"image-{self._images}", final=final)
+            await self.observer.caught_up()
+            broker = await self.observer.broker()
+            await save_image(broker, self.world.store, self.world.home / f"image-{self._images}", final=final)
         self._history.write("image", number=self._images, final=final)
 
     def _downtime_s(self, worker: Worker) -> float:
         # What it wrote last was written a moment before it died.
-        self._world.events.look()
-        fired = {rule for actor, rule in self._world.events.faults if actor == worker.name}
-        for rule in self._world.plan.of("worker"):
+        self.world.events.look()
+        fired = {rule for actor, rule in self.world.events.faults if actor == worker.name}
+        for rule in self.world.plan.of("worker"):
             if rule.number == worker.number and rule.action == "kill" and str(rule) in fired:
                 return rule.seconds or 0.0
         return 0.0

@@ -22,6 +22,11 @@ the version of this schema.
 | `ok` `unknown` `failed` | client | `id`, and `seq`, or `reason` |
 | `listening` `deaf` | client | what core subscribers hear is recorded from here on, or no longer |
 | `heard` | client | `subject`, `msg_id`, `body` (text, or `body_base64`) |
+| `holds` | client#N | `resource`, `token`: it has the lock from here on |
+| `looks` | client#N | `token`, `at`: when, `left_s`: how much of its lease it has left, by its own clock |
+| `acts` | client#N | `token`, `answer`: the name of what it was answered under that token |
+| `lets_go` | client#N | `token`, `why`: `lost` where its block was cancelled, else `released` |
+| `stopped` `woken` | client#N | its process, by SIGSTOP and SIGCONT |
 | `frame` | proxy | `frame`, `conn`, `bytes`, and what it has of `subject`, `msg_id`, `seq`, `id`; `lost` if it was |
 | `drained` | harness | everything that was sent is decided |
 | `image` | harness | `number`, `final`: store and streams were copied |
@@ -62,6 +67,12 @@ KINDS: Final[Mapping[str, frozenset[str]]] = {
     "listening": frozenset(),
     "deaf": frozenset({"reason"}),
     "heard": frozenset({"subject", "msg_id"}),
+    "holds": frozenset({"resource", "token"}),
+    "looks": frozenset({"token", "at", "left_s"}),
+    "acts": frozenset({"token", "answer"}),
+    "lets_go": frozenset({"token", "why"}),
+    "stopped": frozenset(),
+    "woken": frozenset(),
     "frame": frozenset({"frame", "conn", "bytes"}),
     "drained": frozenset(),
     "image": frozenset({"number", "final"}),

@@ -37,12 +37,18 @@ class Observer:
     """Made by `open_observer`. `received` are (Msg-Id, body) of every event a core subscriber was sent."""
 
     def __init__(
-        self, url: str, history: History | None, duplicate_window_s: float, hear: Callable[[str], None] | None
+        self,
+        url: str,
+        history: History | None,
+        duplicate_window_s: float,
+        hear: Callable[[str], None] | None,
+        overhear: Callable[[str, bytes], None] | None,
     ) -> None:
         self._options = ConnectOptions(urls=(url,))
         self._history = history
         self._specs = stream_specs(EngineSettings(duplicate_window_s=duplicate_window_s))
         self._tell = hear
+        self._overhear = overhear
         self._wire: Wire | None = None
         self._api: JetStreamApi | None = None
         self._connected = trio.Event()
@@ -74,6 +80,8 @@ class Observer:
             for spec in self._specs:
                 await wire.broker.declare(spec)
             connection.subscribe("evt.>", self._hear)
+            if self._overhear is not None:
+                connection.subscribe("cmd.>", self._pass_on)
             await connection.round_trip(_ROUND_TRIP_S)
         except BaseException:
             await _closed(connection)
@@ -99,6 +107,10 @@ class Observer:
         self._write("heard", subject=subject.decode(errors="backslashreplace"), msg_id=msg_id, **dumped_body(body))
         if self._tell is not None:
             self._tell(msg_id)
+
+    def _pass_on(self, subject: bytes, reply: bytes, headers: bytes | None, body: bytes) -> None:
+        assert self._overhear is not None
+        self._overhear(subject.decode(errors="backslashreplace"), body)
 
     def _write(self, kind: str, **fields: Any) -> None:
         if self._history is not None:
@@ -230,15 +242,17 @@ async def open_observer(
     history: History | None = None,
     duplicate_window_s: float = 120.0,
     hear: Callable[[str], None] | None = None,
+    overhear: Callable[[str, bytes], None] | None = None,
 ) -> AsyncIterator[Observer]:
     """Declare the streams and start listening. The bridge's loop must be open.
 
-    `hear` is called with the Msg-Id of every event a core subscriber is sent.
+    `hear` is called with the Msg-Id of every event a core subscriber is sent, `overhear` with the subject and body of
+    every command, whoever sent it.
 
     Raises:
         SessionLost, Misconfigured: the server cannot be reached, or has streams of another kind.
     """
-    observer = Observer(url, history, duplicate_window_s, hear)
+    observer = Observer(url, history, duplicate_window_s, hear, overhear)
     wire = await observer.dial()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(observer.keep_connected, wire)

@@ -65,6 +65,7 @@ class Scenario:
     mortal: bool = False
     claims: Sequence[str] = ("G1", "G2", "G3", "G4", "G5", "G12")
     invariants: Sequence[Checker] = ()
+    beside: str = ""
     source: str = ""
 
     def case(
@@ -90,6 +91,7 @@ class Scenario:
             record_frames=record_frames,
             claims=self.claims,
             invariants=self.invariants,
+            beside=self.beside,
             source=source,
             replay=f"meshforge-chaos run {source} --batch {batch}{seeded} --plan {shlex.quote(str(plan))}",
         )

@@ -305,7 +305,8 @@ def _checked(key: _Key, value: Any, where: str) -> Any:
         return None
     fitted = _fitted(kind, value)
     if fitted is None:
-        shown = json.dumps(value, default=str)
+        # What a printed `Settings` leaves out is not told here either.
+        shown = json.dumps(value, default=str) if key.attribute.repr else f"of type {type(value).__name__}"
         raise Misconfigured(f"{where}: {key.name} is {shown:.100}, it must be {_describe(kind)}")
     try:
         key.check(fitted)

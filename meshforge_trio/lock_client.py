@@ -86,7 +86,7 @@ async def hold(
 
     Raises:
         LockDenied: another one holds it.
-        LockLost: the lease could not be refreshed in time; the block was cancelled.
+        LockLost: the lease could not be refreshed in time; the block was cancelled, or ended after its lease.
         CommandRefused: resource, owner or `ttl_s` are out of range.
         OutcomeUnknown: no answer within `wait_s` and a moment; the lease, if there is one, ends by itself.
     """
@@ -108,6 +108,9 @@ async def hold(
                 # Raised below, where no nursery of ours can wrap it.
                 raised = error
             finally:
+                if lost is None and held.left_s == 0.0:
+                    # This process did not move, so that its end is come to before its timer.
+                    lost = "its time ran out before the block ended"
                 nursery.cancel_scope.cancel()
     finally:
         if lost is None:

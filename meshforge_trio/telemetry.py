@@ -1,7 +1,7 @@
 """Logging: structured, to stderr, for people or for machines; results of commands have stdout to themselves.
 
-A line carries what its place knows (scope, key, entity, trace id) as fields. What a field's name marks as secret, and
-the password in an address, is masked before anything is rendered.
+A line carries what its place knows (scope, key, entity, trace id) as fields. What a field's name marks as secret, user
+info in an address, and the seed of an nkey, is masked before anything is rendered.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ import orjson
 import structlog
 
 from meshforge_trio.config import LogLevel
+from meshforge_trio.masking import MASK, masked
 
 __all__ = ["mask_secrets", "set_up_logging"]
 
 _SECRET: Final = re.compile(r"password|passwd|secret|token|seed|credential|api_?key|authorization", re.IGNORECASE)
-_USERINFO: Final = re.compile(r"(?<=://)[^/@\s]+(?=@)")
-_MASK: Final = "***"
 #: Nesting beyond this is not looked into; nothing here logs that deep.
 _DEPTH_MAX: Final = 6
 
@@ -79,15 +78,15 @@ class _Forward(logging.Handler):
 
 
 def mask_secrets(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A structlog processor: mask values whose key says that they are secret, and user info in addresses."""
+    """A structlog processor: mask values whose key says that they are secret, user info in addresses, and seeds."""
     return {key: _masked(key, value, _DEPTH_MAX) for key, value in event.items()}
 
 
 def _masked(key: object, value: Any, depth: int) -> Any:
     if isinstance(key, str) and value is not None and _SECRET.search(key):
-        return _MASK
+        return MASK
     if isinstance(value, str):
-        return _USERINFO.sub(_MASK, value) if "://" in value else value
+        return masked(value)
     if depth and isinstance(value, Mapping):
         return {inner: _masked(inner, item, depth - 1) for inner, item in value.items()}
     if depth and isinstance(value, list | tuple):

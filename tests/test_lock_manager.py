@@ -5,6 +5,7 @@ What it answers to whom is in `tests/unit/test_locks.py`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -115,6 +116,32 @@ async def lose(server: PrivateServer, mesh: MeshClient, runtime: MeshClient) -> 
         payload = {name: event.payload[name] for name in ("fencing_token", "expires_at")}
         await runtime.call(LOCK_MANAGER, "sys_expire", payload, entity_id="door")
         await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_block_that_ends_after_its_lease_says_so(
+    aio_loop: object, nats_server: PrivateServer, tmp_path: Path, fails: bool
+) -> None:
+    """As when a process is suspended within the block and wakes up at its end, before any timer is looked at."""
+    async with serving(nats_server, tmp_path, LockManagerAdapter()), dial(nats_server.url) as mesh:
+        with pytest.raises(LockLost, match="its time ran out before the block ended") as lost:
+            await outstay(mesh, fails=fails)
+        assert isinstance(lost.value.__cause__, ZeroDivisionError) is fails
+        await until(lambda: _expired(nats_server))
+    assert [event.name for event in await events_of(nats_server)] == ["acquired", "expired"], "not released as if held"
+
+
+async def outstay(mesh: MeshClient, *, fails: bool) -> None:
+    async with mesh.lock("door", ttl_s=0.3) as held:
+        stand_still(held)
+        if fails:
+            raise ZeroDivisionError
+
+
+def stand_still(held: HeldLock) -> None:
+    """Nothing of this process moves until the lease is over."""
+    while held.left_s > 0:
+        time.sleep(0.01)
 
 
 async def test_an_error_of_the_body_frees_the_lock_and_is_raised_as_it_is(

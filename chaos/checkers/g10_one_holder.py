@@ -7,6 +7,8 @@ Judged by what lock managers committed, in the order in which they did, which is
     released   {resource_id, owner_id}                        by the holder
     expired    {resource_id}                                  not before its time
 
+And by what agents decided under a lease: nothing under an older token than one that they have decided under before.
+
 The time of an acquisition is that at which its lease runs out less what was asked for (`ttl_seconds`), since `ts` is
 what the client says; where the command is not known, `ts` must do.
 """
@@ -52,6 +54,8 @@ def look(evidence: Evidence) -> Iterator[Finding | int]:
                 resources[scope, resource].append(row)
     for (scope, resource), rows in resources.items():
         yield from _replay(clues, scope, resource, rows)
+    for scope, rows in clues.by_scope.items():
+        yield from _under_leases(clues, scope, rows)
 
 
 def _manages_locks(clues: Clues, scope: Scope, rows: Sequence[OutputRow]) -> bool:
@@ -108,6 +112,25 @@ def _wrong_to_acquire(lease: _Lease | None, new: _Lease) -> Iterator[str]:
     # Its holder may acquire it again, and keep the token.
     if new.token < lease.token or (new.token == lease.token and not (held and lease.owner == new.owner)):
         yield f"fencing token {new.token} follows {lease.token}"
+
+
+def _under_leases(clues: Clues, scope: Scope, rows: Sequence[OutputRow]) -> Iterator[Finding | int]:
+    """What an agent decided for commands that brought a token."""
+    newest: dict[str, int] = {}
+    for row in rows:
+        record = clues.records.get((scope, row.key))
+        tokens = [(c.fencing_token, c.resource_id) for c in clues.commands_of(row) if c.fencing_token is not None]
+        if record is None or record.outcome != "decided" or not tokens:
+            continue
+        yield 1
+        # Sent again under the same key it may bring another one, and is the same command.
+        token, resource = max(tokens)
+        assert resource is not None
+        before = newest.get(resource, 0)
+        if token < before:
+            what = f"decided under fencing token {token} of {resource!r}, and {before} had been seen"
+            yield Finding(f"{scope}, output {row.n}: {what}", [row.key], str(scope))
+        newest[resource] = max(token, before)
 
 
 def _acquired_at(clues: Clues, row: OutputRow, until: float) -> float:

@@ -37,6 +37,7 @@ from nats.protocol.parser import Parser
 
 from meshforge_trio.broker.frames import MessageParser, Receiver, checked_subject, hpub, pub, status_of
 from meshforge_trio.errors import Misconfigured, SessionLost
+from meshforge_trio.masking import address, masked
 
 __all__ = ["Connection", "ConnectOptions", "Receiver", "connect", "hpub", "open_loop", "pub", "status_of"]
 
@@ -280,7 +281,7 @@ async def connect(options: ConnectOptions) -> Connection:
         raise Misconfigured("enter `bridge.open_loop()` around the whole program first")
     for url in options.urls:
         if urlsplit(url).scheme not in _SUITABLE_SCHEMES:
-            raise Misconfigured(f"{url!r} is no nats:// or tls:// address")
+            raise Misconfigured(f"{address(url)!r} is no nats:// or tls:// address")
     _check_client()
     _check_credentials(options)
     loop.set_exception_handler(_on_loop_error)
@@ -329,14 +330,14 @@ async def _dial(client: _Parsing, connection: Connection, options: ConnectOption
             user_credentials=None if options.creds_file is None else str(options.creds_file),
         )
 
-    where = ", ".join(options.urls)
+    where = ", ".join(map(address, options.urls))
     try:
         with trio.fail_after(_CONNECT_S * (len(options.urls) + 1)):
             await _as_trio(dial)()
     except trio.TooSlowError as error:
         raise SessionLost(f"{where}: no connection in time") from error
     except (OSError, TimeoutError, nats.errors.Error) as error:
-        reason = told[-1] if told else repr(error)
+        reason = masked(told[-1] if told else repr(error))
         if "authorization" in reason.lower():
             raise Misconfigured(f"{where} refuses these credentials: {reason}") from error
         raise SessionLost(f"{where}: {reason}") from error

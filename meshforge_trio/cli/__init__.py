@@ -8,12 +8,14 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
 import click
 
 from meshforge_trio.errors import MeshForgeError, SessionLost
+from meshforge_trio.masking import masked
 from meshforge_trio.policy import ExitCode, worst
 from meshforge_trio.runtime import exit_code
 from meshforge_trio.telemetry import set_up_logging
@@ -87,7 +89,7 @@ class _Commands(click.Group):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 return ExitCode.OK
             if ctx.params["debug"]:
-                raise
+                click.echo(masked(traceback.format_exc()).rstrip("\n"), err=True)
             return _told(leaf)
 
 
@@ -98,7 +100,7 @@ def _told(leaf: BaseException) -> int:
         message += ". Is the server running? `meshforge nats` starts a private one; --url names another"
     elif not isinstance(leaf, MeshForgeError):
         message = f"unexpected {type(leaf).__name__}: {message}. `meshforge --debug ...` shows where"
-    click.echo(f"meshforge: {message}", err=True)
+    click.echo(f"meshforge: {masked(message)}", err=True)
     return exit_code(leaf)
 
 

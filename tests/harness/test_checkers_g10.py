@@ -154,6 +154,50 @@ def a_lock_of_nobody() -> Evidence:
     return locked(("acquired", {}))
 
 
+COUNTER: Final = Scope("default", "demo", "counter")
+
+
+def guarded(*tokens: tuple[str, int], outcome: str = "decided") -> Evidence:
+    """What an agent made of commands under leases: (resource, token) of each. The last has `outcome`."""
+    outputs, keys, sent = [], [], []
+    for n, (resource, token) in enumerate(tokens, 1):
+        each = Sent(command(COUNTER, "add", n, {"amount": n}, resource_id=resource, fencing_token=token))
+        came = outcome if n == len(tokens) else "decided"
+        name = "refused" if came == "refused" else "added"
+        envelope = {
+            "id": f"c{n}_{name}",
+            "tenant": COUNTER.tenant,
+            "workspace": COUNTER.workspace,
+            "agent": COUNTER.agent,
+            "name": name,
+            "idempotency_key": f"k{n}",
+            "payload": {"code": "stale_fencing_token", "reason": "over"} if came == "refused" else {},
+            "causation_id": f"c{n}",
+        }
+        subject, body = event_subject(COUNTER, name), orjson.dumps(envelope)
+        outputs.append(
+            OutputRow(COUNTER, n, "record", f"k{n}", f"c{n}_{name}", name, subject, f"m{n}", body, None, None, None)
+        )
+        keys.append(KeyRow(COUNTER, f"k{n}", each.digest, came, n, n))
+        sent.append(each)
+    return Evidence(Rows(outputs, keys), sent=sent, final=False, history=[Record(1, "harness", "header", {})])
+
+
+@CASES.breaks("G10", "output 3: decided under fencing token 1 of 'r', and 2 had been seen")
+def an_outdated_holder_acts() -> Evidence:
+    return guarded(("r", 1), ("r", 2), ("r", 1))
+
+
+@CASES.holds("G10")
+def holders_act_one_after_the_other() -> Evidence:
+    return guarded(("r", 1), ("r", 1), ("s", 7), ("r", 2), ("r", 2))
+
+
+@CASES.holds("G10")
+def an_outdated_holder_is_refused() -> Evidence:
+    return guarded(("r", 1), ("r", 2), ("r", 1), outcome="refused")
+
+
 @CASES.holds("G10")
 def one_after_the_other() -> Evidence:
     return locked(acquired("a", 60.0, 1), released("a"), acquired("b", 63.0, 2), released("b"))

@@ -204,7 +204,7 @@ def test_an_app_that_cannot_be_loaded(offline: Shop, spec: str, told: str, worke
 
 def test_debug_shows_where(tmp_path: Path) -> None:
     result = shop(tmp_path, "nats://127.0.0.1:9").does("--debug", "run", "nosuch:app")
-    assert result.code == ExitCode.FAILED
+    assert result.code == ExitCode.MISCONFIGURED
     assert "Traceback" in result.err
     assert "load_app" in result.err
 

@@ -104,7 +104,7 @@ def test_paths_in_a_file_are_relative_to_it() -> None:
         ('log_level = "loud"', 'log_level is "loud", it must be one of debug, info, warning, error, critical'),
         ("store = 3", "store is 3, it must be a path"),
         ('store = ""', "it must be a path"),
-        ("url = 3", "url is 3, it must be a string"),
+        ("url = 3", "url is of type int, it must be a string"),
         ("workspaces = []", "workspaces is empty"),
         ('workspaces = ["a/b", "a/b"]', "names one twice"),
         ('workspaces = ["a.b"]', "'a.b' is not <tenant>/<workspace>"),

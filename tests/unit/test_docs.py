@@ -245,11 +245,20 @@ def test_every_guarantee_has_its_sentence_its_checker_and_its_witnesses() -> Non
         assert planted[guarantee] or not witnessed
 
 
+def test_every_threat_has_a_witness() -> None:
+    """That what is named exists is held for every document."""
+    threats = list(rows((ROOT / "docs/SECURITY_AND_TENANCY.md").read_text(), "## Threats"))
+    assert len(threats) > 10
+    for threat, against, witness in threats:
+        assert against, threat
+        assert re.search(r"`(?:tests/[\w/]+\.py::test_\w+|scenarios/\w+\.py)`", witness), f"{threat}: no witness"
+
+
 def _classes(guarantee: str) -> str:
     """The crash classes whose scenarios examine a guarantee."""
     scripts = {
-        "process crash": ("crash_matrix", "two_tenants", "locks"),
-        "pause": ("zombies", "locks"),
+        "process crash": ("crash_matrix", "two_tenants", "locks", "lock_holder"),
+        "pause": ("zombies", "locks", "lock_holder"),
         "broker": ("broker_faults", "locks"),
         "connection": ("proxy_cuts",),
         "full disk": ("disk_full",),

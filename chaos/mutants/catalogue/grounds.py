@@ -24,6 +24,7 @@ __all__ = [
     "explosions",
     "failing_disk",
     "full_disk",
+    "guarded",
     "held_back",
     "identical_tenants",
     "killed_after_publish",
@@ -329,3 +330,14 @@ def locked() -> Case:
         *_adds(6, 12),
     ]
     return _case("locked", sent, app="chaos.agents:locks_and_counter", paced=True)
+
+
+def guarded() -> Case:
+    """No fault: what a lock guards is changed under one lease, then under the next, then under the first once more."""
+
+    def under(number: int, token: int, outcome: str = "decided") -> Sent:
+        fields = {"entity_id": "a", "resource_id": "door", "fencing_token": token}
+        return Sent(command(SCOPE, "add", number, {"amount": number}, **fields), expect=(outcome,))
+
+    sent = [under(1, 1), under(2, 1), under(3, 2), under(4, 1, "refused"), under(5, 2)]
+    return _case("guarded", sent)

@@ -36,6 +36,14 @@ MUTANTS: Final[Sequence[Mutant]] = (
         Edit(_LOCKS, "ctx.now + asked.ttl_seconds, lock.token + 1)]", "ctx.now + asked.ttl_seconds, lock.token or 1)]"),
     ),
     mutant(
+        "fence-not-compared",
+        "",
+        "G10",
+        "Keeps the tokens that commands bring and never compares them: a holder whose lease is over still acts.",
+        grounds.guarded,
+        Edit("meshforge_trio.preconditions", "    if token < seen:\n", "    if token < 0:\n"),
+    ),
+    mutant(
         "deadline-at-once",
         "",
         "G10",
