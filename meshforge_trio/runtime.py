@@ -38,6 +38,7 @@ from meshforge_trio.security import Access
 from meshforge_trio.signing import KeyRegistry, Signer
 from meshforge_trio.store.port import EventStore
 from meshforge_trio.subjects import Scope
+from meshforge_trio.turnstile import Turnstile
 
 __all__ = [
     "App",
@@ -147,6 +148,7 @@ class Runtime:
             )
         access = Access(Permissions.of(settings.permissions), KeyRegistry.of(settings.signing_keys))
         signer = None if settings.signing_seed_file is None else Signer.from_file(settings.signing_seed_file)
+        turnstile = Turnstile()
         self.engines = [
             RuntimeEngine(
                 scope,
@@ -156,6 +158,7 @@ class Runtime:
                 probe=probe,
                 access=access,
                 signer=signer,
+                turnstile=turnstile,
                 # Each scope has one worker that may claim it at once; the others leave it a moment.
                 first_claim_after_s=0.0 if i % workers == worker else 0.75,
             )
