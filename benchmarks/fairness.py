@@ -37,15 +37,15 @@ from meshforge_trio.engine import stream_specs
 from meshforge_trio.server import PrivateServer
 from meshforge_trio.subjects import COMMANDS, Scope, consumer_name
 from meshforge_trio.telemetry import set_up_logging
+from meshforge_trio.turnstile import LATELY_S
 from meshforge_trio.uplink import Wire
 
 __all__ = ["main"]
 
 CALM: Final = Scope("calm", "bench", "basket")
 LOUD: Final = Scope("loud", "bench", "basket")
-#: For how long the flood is timed while the other tenant is silent, and for how long that one was silent before.
+#: For how long the flood is timed while the other tenant is silent.
 _ALONE_S: Final = 3.0
-_SILENT_S: Final = 2.0
 #: What has been let through is decided, and what was held back is begun, within this.
 _SETTLE_S: Final = 0.5
 #: More commands than a worker can decide in a second.
@@ -125,7 +125,7 @@ class Rig:
         return took
 
     async def flood_rate(self, seconds: float) -> float:
-        """Commands of the flood decided per second while nobody else sends."""
+        """Commands of the flood decided per second."""
         before, begin = await self.backlog(), trio.current_time()
         await trio.sleep(seconds)
         return (before - await self.backlog()) / (trio.current_time() - begin)
@@ -148,18 +148,22 @@ async def open_rig(server: PrivateServer) -> AsyncIterator[Rig]:
 
 
 async def one_round(rig: Rig, seconds: float, rate: float) -> Round:
-    """Idle, flooded, and the flood alone; the backlog outlasts all of it."""
-    await rig.fill(int((seconds + _SILENT_S + _ALONE_S + 2 * _SETTLE_S) * _BACKLOG_PER_S))
-    await trio.sleep(_SETTLE_S)
+    """The flood alone, the other tenant alone, then both; the backlog outlasts all of it."""
+    begin = trio.current_time()
+    await rig.fill(int((seconds + _ALONE_S + 3 * _SETTLE_S) * _BACKLOG_PER_S))
+    # The other tenant is no longer reckoned with.
+    await trio.sleep_until(begin + LATELY_S + _SETTLE_S)
+    await rig.let_through()
+    alone = await rig.flood_rate(_ALONE_S)
+    await rig.hold_back()
     idle = await rig.paced(seconds, rate)
     await rig.let_through()
     before, begin = await rig.backlog(), trio.current_time()
     flooded = await rig.paced(seconds, rate)
-    beside = (before - await rig.backlog()) / (trio.current_time() - begin)
-    await trio.sleep(_SILENT_S)
-    alone = await rig.flood_rate(_ALONE_S)
-    if await rig.backlog() == 0:
+    after = await rig.backlog()
+    if after < rate:
         raise RuntimeError(f"the backlog of {before} commands did not last: raise _BACKLOG_PER_S")
+    beside = (before - after) / (trio.current_time() - begin)
     await rig.hold_back()
     return Round(idle, flooded, beside, alone)
 
@@ -192,7 +196,9 @@ class Bench:
         self._home = home
         self._advance = advance
 
-    async def case(self, name: str, processes: Sequence[Sequence[Scope]], rounds: int, pace: tuple[float, float]) -> list[Round]:
+    async def case(
+        self, name: str, processes: Sequence[Sequence[Scope]], rounds: int, pace: tuple[float, float]
+    ) -> list[Round]:
         """Measure `rounds` times with a worker process, and a store, for each of `processes`."""
         found: list[Round] = []
         folder = self._home / name.replace(" ", "-")
@@ -227,7 +233,9 @@ async def run(rounds: int, seconds: float, rate: float, console: Console) -> lis
 
 
 @click.command(help=__doc__)
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Repetitions; medians are printed.")
+@click.option(
+    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Repetitions; medians are printed."
+)
 @click.option("--seconds", type=click.FloatRange(1), default=6.0, show_default=True, help="Length of a phase.")
 @click.option("--rate", type=click.FloatRange(1), default=50.0, show_default=True, help="Timed commands per second.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")

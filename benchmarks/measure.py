@@ -72,9 +72,7 @@ def commands(count: int, *, random_keys: bool, start: int = 0, scope: Scope = SC
 
 
 @contextmanager
-def worker(
-    server: PrivateServer, store: Path, scopes: Sequence[Scope] = (SCOPE,)
-) -> Iterator[subprocess.Popen[bytes]]:
+def worker(server: PrivateServer, store: Path, scopes: Sequence[Scope] = (SCOPE,)) -> Iterator[subprocess.Popen[bytes]]:
     """`meshforge run` as a process of its own that serves the workspaces of `scopes`, ended with SIGTERM."""
     process = subprocess.Popen(
         [
