@@ -2,8 +2,9 @@
 
 One thread decides for every scope of a process, and a store has one writer. While a scope is alone it takes whole
 batches. As soon as another one has had a turn lately, each takes slices: as many commands as it decides in about half
-a millisecond. Where turns on a store meet, the scope whose last turn is longest ago goes first, so before its own turn
-it waits for one of each other scope at most, and whoever sends little hardly waits for whoever sends much.
+a millisecond, or in a fraction of what a turn takes besides, so that a slow disk does not leave it with next to
+nothing. Where turns on a store meet, the scope whose last turn is longest ago goes first: before its own turn it waits
+for one of each other scope at most, and whoever sends little hardly waits for whoever sends much.
 
 A scope without commands costs nothing here: only those that had a turn within `LATELY_S` are remembered.
 """
@@ -25,9 +26,11 @@ __all__ = ["LATELY_S", "Seat", "Turnstile"]
 
 #: For how long after its last turn a scope is reckoned with, in seconds.
 LATELY_S: Final = 10.0
-#: What a slice takes to decide. What else is done with it in the same thread comes to about twice that.
+#: What a slice takes to decide, at least. What else is done with it in the same thread comes to about twice that.
 _SLICE_S: Final = 0.0005
-_SLICE_MAX: Final = 64
+#: And in proportion to what a turn takes besides: reading, the commit, its sync.
+_SLICE_SHARE: Final = 0.25
+_SLICE_MAX: Final = 128
 #: How much of what was measured before is kept at each turn.
 _KEPT: Final = 0.9
 
@@ -97,15 +100,18 @@ class Seat:
     _queue: _Queue
     _awaiting: bool
     served: int = 0
-    # As if a full slice of the largest size had just taken its time.
+    # As if a slice of the largest size had just taken its time.
     _commands: float = _SLICE_MAX
     _seconds: float = _SLICE_S
+    _decided_s: float = 0.0
+    _besides_s: float = 0.0
 
     def most(self, batch: int) -> int:
         """How many commands the next turn may be: `batch` while the scope is alone, else a slice of it."""
         if not self._turnstile.shared_by(self):
             return batch
-        return min(batch, max(1, min(_SLICE_MAX, int(_SLICE_S * self._commands / self._seconds))))
+        seconds = max(_SLICE_S, _SLICE_SHARE * self._besides_s)
+        return min(batch, max(1, min(_SLICE_MAX, int(seconds * self._commands / self._seconds))))
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -118,10 +124,13 @@ class Seat:
             yield
             return
         await self._queue.enter(self)
+        began = trio.current_time()
         try:
             yield
         finally:
             self._queue.leave(self)
+        besides = trio.current_time() - began - self._decided_s
+        self._besides_s += (besides - self._besides_s) * (1 - _KEPT)
 
     @contextmanager
     def deciding(self, commands: int) -> Iterator[None]:
@@ -129,5 +138,6 @@ class Seat:
         began = time.thread_time()
         yield
         if not self._awaiting:
+            self._decided_s = time.thread_time() - began
             self._commands = self._commands * _KEPT + commands
-            self._seconds = self._seconds * _KEPT + time.thread_time() - began
+            self._seconds = self._seconds * _KEPT + self._decided_s

@@ -21,10 +21,10 @@ from meshforge_trio.server import PrivateServer
 from meshforge_trio.store.sqlite import SQLiteEventStore
 
 USER: Final = SecurityContext("kim", "user")
-FLOOD: Final = 12_000
+FLOOD: Final = 20_000
 #: Far above a slice, so that a single turn of this size stands out.
-ENGINE: Final = EngineSettings(batch=2_048, max_ack_pending=16_384)
-SLICE_MAX: Final = 64
+ENGINE: Final = EngineSettings(batch=4_096, max_ack_pending=16_384)
+SLICE_MAX: Final = 128
 #: Turns of the flood between a command's arrival and its decision: the one that is being decided, and those of the few
 #: steps until the command comes to the turnstile, an idle scope's mark among them.
 TURNS: Final = 8

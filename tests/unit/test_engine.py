@@ -60,9 +60,9 @@ async def test_while_another_scope_is_active_what_has_arrived_is_taken_in_slices
     session = cast(Session, SimpleNamespace(waiting=desk.waiting))
     async with trio.open_nursery() as turns:
         for _ in range(2):
-            batch = [desk.read(command(n)) for n in range(150)]
+            batch = [desk.read(command(n)) for n in range(300)]
             await engine._run(session, _Suspicion(), batch, turns)
-    assert sizes == [150, 64, 64, 22]
+    assert sizes == [300, 128, 128, 44]
 
 
 async def test_a_feeder_that_is_fenced_ends_the_session_as_fenced() -> None:
