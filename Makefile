@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= 3
 SOURCES := meshforge_trio chaos tests scenarios benchmarks examples
 
-.PHONY: help install demo test check gate soak bench bench-chaos bench-recovery format clean
+.PHONY: help install demo test check gate soak bench bench-chaos bench-recovery bench-fairness format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -48,6 +48,9 @@ bench-chaos: install  ## kills per second, the gate's duration, how often a repo
 
 bench-recovery: install  ## how long it takes to be back after the death of a worker, of the server, and at the start
 	$(BIN)/python -m benchmarks.recovery $(ARGS)
+
+bench-fairness: install  ## what a flood of one tenant does to the latency of another in the same process
+	$(BIN)/python -m benchmarks.fairness $(ARGS)
 
 format: install  ## format the code
 	$(BIN)/ruff check --fix --select I $(SOURCES)

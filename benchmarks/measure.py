@@ -53,14 +53,14 @@ class Drained:
     bytes_per_command: float
 
 
-def commands(count: int, *, random_keys: bool, start: int = 0) -> Iterator[CommandEnvelope]:
+def commands(count: int, *, random_keys: bool, start: int = 0, scope: Scope = SCOPE) -> Iterator[CommandEnvelope]:
     """`count` commands over 1,000 entities, payloads of about 300 bytes."""
     for i in range(start, start + count):
         yield CommandEnvelope(
             id=uuid7(),
-            tenant=SCOPE.tenant,
-            workspace=SCOPE.workspace,
-            agent=SCOPE.agent,
+            tenant=scope.tenant,
+            workspace=scope.workspace,
+            agent=scope.agent,
             action="add",
             idempotency_key=secrets.token_hex(16) if random_keys else uuid7(),
             entity_id=f"basket-{i % ENTITIES}",
@@ -72,13 +72,14 @@ def commands(count: int, *, random_keys: bool, start: int = 0) -> Iterator[Comma
 
 
 @contextmanager
-def worker(server: PrivateServer, store: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`meshforge run` as a process of its own, ended with SIGTERM."""
+def worker(server: PrivateServer, store: Path, scopes: Sequence[Scope] = (SCOPE,)) -> Iterator[subprocess.Popen[bytes]]:
+    """`meshforge run` as a process of its own that serves the workspaces of `scopes`, ended with SIGTERM."""
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "meshforge_trio", "run", "benchmarks.shop:app"),
             *("--url", server.url, "--store", str(store)),
-            *("--workspace", f"{SCOPE.tenant}/{SCOPE.workspace}", "--log-level", "warning"),
+            *(word for scope in scopes for word in ("--workspace", f"{scope.tenant}/{scope.workspace}")),
+            *("--log-level", "warning"),
         ],
         start_new_session=True,
     )

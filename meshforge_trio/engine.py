@@ -37,6 +37,7 @@ from meshforge_trio.subjects import (
     consumer_name,
     event_subject,
 )
+from meshforge_trio.turnstile import Turnstile
 from meshforge_trio.waiting import Waiting
 
 __all__ = ["RuntimeEngine", "stream_specs"]
@@ -85,8 +86,12 @@ class RuntimeEngine:
         access: Access = OPEN,
         signer: Signer | None = None,
         recoveries: trio.CapacityLimiter | None = None,
+        turnstile: Turnstile | None = None,
     ) -> None:
-        """`recoveries` bounds how many engines compare store and streams at once, and so the memory this takes."""
+        """`recoveries` bounds how many engines compare store and streams at once, and so the memory this takes.
+
+        `turnstile` is what the engines of a process share, so that none of them keeps the others waiting.
+        """
         self.scope = scope
         self._adapter = adapter
         self._store = store
@@ -100,6 +105,8 @@ class RuntimeEngine:
         self._access = access
         self._signer = signer
         self._recoveries = recoveries if recoveries is not None else trio.CapacityLimiter(1)
+        turnstile = turnstile if turnstile is not None else Turnstile()
+        self._seat = turnstile.seat(store, awaiting=adapter.concurrent)
         self._last_epoch = -1
         self._suspected = _Suspicion()
         self._stopping = trio.Event()
@@ -226,6 +233,7 @@ class RuntimeEngine:
             cache=Cache(settings.cache_entities),
             next_n=lease.next_n,
             mark=mark,
+            seat=self._seat,
             signer=self._signer,
             deadlines=deadlines.Deadlines(self._adapter, self._clock),
             unwritten_mark=mark.n == 0,
@@ -277,8 +285,9 @@ class RuntimeEngine:
         async with send:
             while True:
                 session.check_lease()
-                consumer.pull()
-                deliveries = await consumer.take(self._settings.batch)
+                most = self._most()
+                consumer.pull(most)
+                deliveries = await consumer.take(most)
                 if deliveries:
                     await send.send([read_delivery(d, self.scope, self._adapter, self._access) for d in deliveries])
 
@@ -295,17 +304,24 @@ class RuntimeEngine:
         """Run a batch as turns: together what may, alone what an earlier run of may have died."""
         await self._mark_suspects(session, suspicion, incoming)
         together: list[Incoming] = []
+        most = self._most()
         for one in incoming:
-            if not one.suspect or self._must_not_run(session, one):
-                together.append(one)
-                continue
-            if together:
+            alone = one.suspect and not self._must_not_run(session, one)
+            if together and (alone or len(together) >= most):
                 await turns.start(protocol.turn, session, together)
                 together = []
-            await session.quiet()
-            await protocol.attempt(session, one)
+                most = self._most()
+            if alone:
+                await session.quiet()
+                await protocol.attempt(session, one)
+            else:
+                together.append(one)
         if together:
             await turns.start(protocol.turn, session, together)
+
+    def _most(self) -> int:
+        """How many commands a turn may be now; what has arrived may have been taken under another answer."""
+        return self._seat.most(self._settings.batch)
 
     async def _mark_suspects(self, session: Session, suspicion: _Suspicion, incoming: Sequence[Incoming]) -> None:
         maybe = [

@@ -46,6 +46,7 @@ from meshforge_trio.runtime import (
 )
 from meshforge_trio.sites import Site, sites
 from meshforge_trio.store.sqlite import SQLiteEventStore
+from meshforge_trio.turnstile import Turnstile
 
 __all__ = ["adapter_of", "connect_options", "load_app", "pull_expires_s", "run_app", "serve", "with_components"]
 
@@ -125,6 +126,7 @@ class _Process:
     workers: int
     stop: trio.Event
     bulkheads: Bulkheads
+    turnstile: Turnstile
 
 
 async def _serve(app: App, settings: Settings, probe: Probe, worker: int, workers: int) -> None:
@@ -138,7 +140,7 @@ async def _serve(app: App, settings: Settings, probe: Probe, worker: int, worker
         if settings.health_port:
             await nursery.start(_health_endpoint(settings, parts, worker))
         bulkheads = Bulkheads(alone=len(parts) == 1)
-        process = _Process(app, probe, worker, workers, stop, bulkheads)
+        process = _Process(app, probe, worker, workers, stop, bulkheads, Turnstile())
         async with trio.open_nursery() as served:
             # A store that several sites share is opened once: what it refuses one of them it refuses all.
             for _, group in groupby(sorted(parts, key=_place), key=_place):
@@ -200,6 +202,7 @@ async def _serve_site(
             worker=(process.worker - part.offset) % process.workers,
             workers=process.workers,
             metrics=part.metrics,
+            turnstile=process.turnstile,
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_drain_when, process.stop, runtime)

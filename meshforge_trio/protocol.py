@@ -65,7 +65,8 @@ async def turn(
     at = session.probe
     at(RECEIVED)
 
-    plan = await _decide_and_store(session, batch)
+    async with session.seat.turn():
+        plan = await _decide_and_store(session, batch)
 
     async with session.publishing_after_commit(task_status):
         at(BEFORE_PUBLISH)

@@ -38,6 +38,7 @@ from meshforge_trio.security import Access
 from meshforge_trio.signing import KeyRegistry, Signer
 from meshforge_trio.store.port import EventStore
 from meshforge_trio.subjects import Scope
+from meshforge_trio.turnstile import Turnstile
 
 __all__ = [
     "App",
@@ -130,7 +131,9 @@ class Runtime:
         worker: int = 0,
         workers: int = 1,
         metrics: WorkerMetrics | None = None,
+        turnstile: Turnstile | None = None,
     ) -> None:
+        """`turnstile` is that of the process, where several runtimes share it."""
         self.metrics = metrics if metrics is not None else WorkerMetrics(worker)
         self._clock: Clock = SystemClock()
         self._settings = settings
@@ -150,6 +153,7 @@ class Runtime:
         access = Access(Permissions.of(settings.permissions), KeyRegistry.of(settings.signing_keys))
         signer = None if settings.signing_seed_file is None else Signer.from_file(settings.signing_seed_file)
         recoveries = trio.CapacityLimiter(_RECOVERIES_MAX)
+        turnstile = turnstile if turnstile is not None else Turnstile()
         self.engines = [
             RuntimeEngine(
                 scope,
@@ -160,6 +164,7 @@ class Runtime:
                 access=access,
                 signer=signer,
                 recoveries=recoveries,
+                turnstile=turnstile,
                 # Each scope has one worker that may claim it at once; the others leave it a moment.
                 first_claim_after_s=0.0 if i % workers == worker else 0.75,
             )

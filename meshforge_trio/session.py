@@ -33,6 +33,7 @@ from meshforge_trio.points import AFTER_MARK, BEFORE_MARK, Probe
 from meshforge_trio.signing import Signer
 from meshforge_trio.store.port import Attempt, Commit, EventStore, Head, Lease, Mark, Output, ScopeStore, state_of_heads
 from meshforge_trio.subjects import EVENTS, FAILED
+from meshforge_trio.turnstile import Seat
 from meshforge_trio.waiting import Waiting
 
 __all__ = ["Session"]
@@ -61,6 +62,7 @@ class Session:
     next_n: int
     mark: Mark
     deadlines: Deadlines
+    seat: Seat
     signer: Signer | None = None
     consumers: dict[str, Consumer] = attrs.field(factory=dict)
     unwritten_mark: bool = False
@@ -111,7 +113,8 @@ class Session:
             reading=reading,
             now=self.clock.now(),
         )
-        plan = await decider.decide(batch, self.lease.epoch, self.next_n)
+        with self.seat.deciding(len(batch)):
+            plan = await decider.decide(batch, self.lease.epoch, self.next_n)
         plan.began = began
         return plan
 

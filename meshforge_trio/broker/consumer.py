@@ -68,16 +68,10 @@ class JetStreamConsumer:
         self._spec = spec
         self._delivered_seq = delivered_seq
         self._batch = batch
+        self._expires_s = expires_s
         self._heartbeat_s = expires_s / _HEARTBEATS_PER_PULL
         self._inbox = connection.new_inbox()
-        request = orjson.dumps(
-            {
-                "batch": batch,
-                "expires": round(expires_s * _NS),
-                "idle_heartbeat": round(self._heartbeat_s * _NS),
-            }
-        )
-        self._pull_frame = pub(f"$JS.API.CONSUMER.MSG.NEXT.{spec.stream}.{spec.name}", self._inbox, request)
+        self._pull_frames: dict[int, bytes] = {}
         self._arrived: list[Delivery] = []
         self._in_hand: dict[int, str] = {}
         self._outstanding = 0
@@ -94,20 +88,30 @@ class JetStreamConsumer:
         """Highest stream sequence the consumer had delivered before the reset of this session."""
         return self._delivered_seq
 
-    def pull(self) -> None:
-        """Ask for more, so that up to two batches are on their way or waiting here.
+    def pull(self, most: int | None = None) -> None:
+        """Ask for more, so that up to two batches, of `most` each if given, are on their way or waiting here.
 
         Raises:
             SessionLost: the connection ended.
         """
         self._connection.check()
+        batch = self._batch if most is None else min(most, self._batch)
         frames = []
-        while self._outstanding + len(self._arrived) <= self._batch and not self._closed:
-            frames.append(self._pull_frame)
-            self._outstanding += self._batch
+        while self._outstanding + len(self._arrived) <= batch and not self._closed:
+            frames.append(self._pull_frame(batch))
+            self._outstanding += batch
         if frames:
             self._pull_ended = False
             self._connection.write(b"".join(frames))
+
+    def _pull_frame(self, batch: int) -> bytes:
+        frame = self._pull_frames.get(batch)
+        if frame is None:
+            expires, heartbeat = round(self._expires_s * _NS), round(self._heartbeat_s * _NS)
+            request = orjson.dumps({"batch": batch, "expires": expires, "idle_heartbeat": heartbeat})
+            subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._spec.stream}.{self._spec.name}"
+            frame = self._pull_frames[batch] = pub(subject, self._inbox, request)
+        return frame
 
     async def take(self, limit: int) -> Sequence[Delivery]:
         """Up to `limit` deliveries in order of arrival; empty when a pull has ended and `pull` may ask again.

@@ -157,8 +157,8 @@ class Consumer(Protocol):
     def delivered_seq(self) -> int:
         """Highest stream sequence the consumer had delivered before the reset of this session."""
 
-    def pull(self) -> None:
-        """Ask for more, if the bound on deliveries in hand allows. Never waits."""
+    def pull(self, most: int | None = None) -> None:
+        """Ask for more, if the bound on deliveries in hand allows; for up to `most` at a time. Never waits."""
 
     async def take(self, limit: int) -> Sequence[Delivery]:
         """Wait for at least one delivery; return up to `limit` of what has arrived, in order of arrival.

@@ -32,6 +32,7 @@ from meshforge_trio.session import Session
 from meshforge_trio.store.port import EventStore, Mark, Reading
 from meshforge_trio.store.sqlite import SQLiteEventStore, inline
 from meshforge_trio.subjects import COMMANDS, DISCARD, EVENTS, FAILED, REDRIVE, Scope, command_subject, parse_subject
+from meshforge_trio.turnstile import Turnstile
 from meshforge_trio.waiting import Waiting
 
 WORKSPACES: Final = ("acme/main", "zeta/main", "acme/test")
@@ -203,6 +204,7 @@ class House:
     workspaces: Sequence[str]
     clock: Steps = attrs.field(factory=Steps)
     streams: Streams = attrs.field(factory=Streams)
+    turnstile: Turnstile = attrs.field(factory=Turnstile)
     sessions: dict[Scope, Session] = attrs.field(factory=dict)
     outcomes: dict[Scope, list[object]] = attrs.field(factory=dict)
     _seq: int = 0
@@ -229,6 +231,7 @@ class House:
                 next_n=lease.next_n,
                 mark=Mark(0, 0, "", 0, "", 0.0),
                 deadlines=Deadlines(adapter, self.clock),
+                seat=self.turnstile.seat(self.store),
                 consumers={COMMANDS: cast(Consumer, self.streams)},
             )
 

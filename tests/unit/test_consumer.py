@@ -91,6 +91,21 @@ async def test_two_pulls_wait_and_a_third_follows_when_one_batch_is_used_up() ->
     assert pulls(connection) == 3
 
 
+async def test_smaller_pulls_are_no_more_than_two_at_a_time_either() -> None:
+    consumer, connection = recorded_consumer(batch=100)
+    consumer.pull(3)
+    assert pulls(connection) == 2
+    assert b"".join(connection.frames).count(b'"batch":3,') == 2
+    for n in range(1, 5):
+        connection.deliver(n)
+    await consumer.take(3)
+    consumer.pull(3)
+    assert pulls(connection) == 3
+    # More than the broker was opened for is never asked for.
+    consumer.pull(1_000)
+    assert connection.frames[-1].count(b'"batch":100,') == 1
+
+
 async def test_what_a_pull_did_not_get_is_asked_for_again() -> None:
     consumer, connection = recorded_consumer(batch=4)
     consumer.pull()

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
 import pytest
 import trio
+from doubles import Desk, command
 
 from chaos.agents import counter
+from meshforge_trio import protocol
 from meshforge_trio.engine import RuntimeEngine, _Suspicion
 from meshforge_trio.errors import Fenced
+from meshforge_trio.intake import Incoming
 from meshforge_trio.session import Session
 from meshforge_trio.subjects import Scope
+from meshforge_trio.turnstile import Turnstile
 
 
 class _Store:
@@ -32,6 +38,31 @@ class _LosingSession:
 
     def check_lease(self) -> None:
         raise Fenced("the lease ran out")
+
+
+async def test_while_another_scope_is_active_what_has_arrived_is_taken_in_slices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also what was pulled and read before the other one came."""
+    desk, turnstile, sizes = Desk(), Turnstile(), list[int]()
+
+    async def turn(session: object, batch: Sequence[Incoming], task_status: trio.TaskStatus[None]) -> None:
+        sizes.append(len(batch))
+        if len(sizes) == 1:
+            async with other.turn():
+                await trio.lowlevel.checkpoint()
+        task_status.started()
+
+    monkeypatch.setattr(protocol, "turn", turn)
+    store = cast(Any, _Store())
+    other = turnstile.seat(store)
+    engine = RuntimeEngine(desk.scope, desk.adapter, store, turnstile=turnstile)
+    session = cast(Session, SimpleNamespace(waiting=desk.waiting))
+    async with trio.open_nursery() as turns:
+        for _ in range(2):
+            batch = [desk.read(command(n)) for n in range(300)]
+            await engine._run(session, _Suspicion(), batch, turns)
+    assert sizes == [300, 128, 128, 44]
 
 
 async def test_a_feeder_that_is_fenced_ends_the_session_as_fenced() -> None:

@@ -12,6 +12,7 @@ from meshforge_trio.deadlines import Deadlines
 from meshforge_trio.points import no_probe
 from meshforge_trio.session import Session
 from meshforge_trio.store.port import Commit, Lease, Mark
+from meshforge_trio.turnstile import Turnstile
 
 
 class _Rows:
@@ -41,6 +42,7 @@ def session_at(desk: Desk) -> Session:
         next_n=1,
         mark=Mark(0, 0, "", 0, "", 0.0),
         deadlines=Deadlines(desk.adapter, SystemClock()),
+        seat=Turnstile().seat(unused),
     )
 
 
