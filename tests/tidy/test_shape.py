@@ -31,7 +31,7 @@ ORDER = (
     ("agent", "policy", "security", "broker.port", "store.port"),
     ("checks", "config", "sites", "crud", "locks", "telemetry", "metrics", "server"),
     ("intake", "entities", "broker", "store", "nats_config"),
-    ("waiting", "drafts"),
+    ("waiting", "drafts", "turnstile"),
     ("plan",),
     ("asides", "redrive", "preconditions", "deadlines"),
     ("decide",),
