@@ -29,12 +29,13 @@ from meshforge_trio.cli.options import (
 from meshforge_trio.cli.reader import ScopeFile, read_store
 from meshforge_trio.client import MeshClient, open_client
 from meshforge_trio.clock import SystemClock
+from meshforge_trio.codec import ScopeSealer
 from meshforge_trio.dead_letters import ENDS, Answer, Fate, Forecaster, Item, ask, entity_of
 from meshforge_trio.envelope import SecurityContext
 from meshforge_trio.errors import Poison
 from meshforge_trio.launch import connect_options
 from meshforge_trio.policy import ExitCode, worst
-from meshforge_trio.store.port import DeadLetter, DeadState
+from meshforge_trio.store.port import Attempt, DeadLetter, DeadState
 from meshforge_trio.subjects import Scope
 
 __all__ = ["discard", "rate", "redrive"]
@@ -205,9 +206,16 @@ def _forecasts(
                 continue
             if forecaster is None:
                 hold_entity = common.settings.retry_of(scope.agent).hold_entity
-                forecaster = Forecaster(rows.attempts(), hold_entity=hold_entity)
+                forecaster = Forecaster(_attempts(common, rows), hold_entity=hold_entity)
             made = forecaster.forecast(letter, rows.read(letter.key, entity_of(letter)))
             yield scope, made.prediction, made.why, letter
+
+
+def _attempts(common: Common, rows: ScopeFile) -> Sequence[Attempt]:
+    sealer = ScopeSealer.of_scope(common.codecs(), rows.scope)
+    if sealer is None:
+        return rows.attempts()
+    return [attrs.evolve(row, error=sealer.opened_text(row.key, row.error)) for row in rows.attempts()]
 
 
 # -- doing it --------------------------------------------------------------------------------------------------
@@ -253,7 +261,9 @@ async def _settle_each(order: _Order, items: Sequence[Item], tell: Callable[[Ite
     async with trio.open_nursery() as nursery:
         nursery.start_soon(cancel_on_signal, nursery.cancel_scope)
         for (tenant, workspace), group in groupby(items, key=lambda item: (item.scope.tenant, item.scope.workspace)):
-            async with open_client(options, tenant=tenant, workspace=workspace, principal=principal) as client:
+            async with open_client(
+                options, tenant=tenant, workspace=workspace, principal=principal, codecs=order.common.codecs()
+            ) as client:
                 for item in group:
                     await trio.sleep_until(slot)
                     slot = trio.current_time() + 1 / order.per_s

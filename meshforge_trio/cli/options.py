@@ -13,8 +13,11 @@ import click
 import orjson
 import trio
 
+from meshforge_trio.codec import Codecs
 from meshforge_trio.config import LogLevel, Settings, load_settings
 from meshforge_trio.errors import Misconfigured, Poison
+from meshforge_trio.keyring import codecs_of
+from meshforge_trio.runtime import App
 from meshforge_trio.subjects import Scope
 from meshforge_trio.telemetry import set_up_logging
 
@@ -74,6 +77,10 @@ class Common:
         """Tenant and name of the first workspace."""
         tenant, _, name = self.settings.workspaces[0].partition("/")
         return tenant, name
+
+    def codecs(self, app: App | None = None) -> Codecs | None:
+        """The codecs of settings and app. Raises `Misconfigured`: a key ring cannot be read."""
+        return codecs_of(self.settings.codec_keys, None if app is None else app.codecs)
 
     @staticmethod
     def take(given: dict[str, Any], *, log_level: LogLevel | None = None) -> Common:

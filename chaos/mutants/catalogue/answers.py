@@ -48,7 +48,8 @@ MUTANTS: Final[Sequence[Mutant]] = (
         grounds.refusals,
         Edit(
             "meshforge_trio.decide",
-            '        if first not in (b"", incoming.hash):\n            return self._mismatch(incoming)\n',
+            '        if first not in (b"", incoming.hash) and not self._drafter.may_stand_for(first, incoming):\n'
+            "            return self._mismatch(incoming)\n",
             "",
         ),
     ),
