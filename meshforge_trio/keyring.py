@@ -63,8 +63,8 @@ class Ring:
 
     tenant: str
     hash_key: bytes = attrs.field(repr=False)
-    keys: Sequence[Key]
-    destroyed: Sequence[Tombstone] = ()
+    keys: tuple[Key, ...]
+    destroyed: tuple[Tombstone, ...] = ()
 
     @staticmethod
     def new(tenant: str, now: float) -> Ring:
@@ -119,7 +119,8 @@ class Ring:
         graves = [Tombstone(str(g["id"]), str(g["made_at"]), str(g["destroyed_at"])) for g in told["destroyed"]]
         if not keys and not graves:
             raise ValueError("it holds no key")
-        return Ring(str(told["tenant"]), _raw(told["hash_key"], _HASH_KEY_BYTES if keys else 0), keys, graves)
+        hash_key = _raw(told["hash_key"], _HASH_KEY_BYTES if keys else 0)
+        return Ring(str(told["tenant"]), hash_key, tuple(keys), tuple(graves))
 
 
 def _new_key(now: float) -> Key:
