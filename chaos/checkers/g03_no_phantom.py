@@ -17,8 +17,9 @@ from chaos.checkers.clues import Asked, Clues, read_envelope
 from chaos.checkers.fates import Fate
 from chaos.evidence import Evidence, envelope_of
 from chaos.rows import KeyRow, Letter, OutputRow
+from chaos.sealing import meaning_of
 from meshforge_trio.broker.port import StoredMessage
-from meshforge_trio.envelope import decode_command, payload_hash
+from meshforge_trio.envelope import decode_command
 from meshforge_trio.errors import Poison
 from meshforge_trio.subjects import DELIVER, DISCARD, EVENTS, FAILED, REDRIVE, Scope
 
@@ -75,7 +76,7 @@ def _is_again(letter: Letter, again: OutputRow) -> bool:
         first, second = decode_command(letter.body), decode_command(again.body)
     except Poison:
         return False
-    same = (first.idempotency_key, payload_hash(first)) == (second.idempotency_key, payload_hash(second))
+    same = (first.idempotency_key, meaning_of(first)) == (second.idempotency_key, meaning_of(second))
     return same and again.subject == letter.subject and first.id != second.id
 
 
