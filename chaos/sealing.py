@@ -9,14 +9,13 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, Final
 
-import attrs
-
-from meshforge_trio.codec import PayloadCodec, Sealer, is_sealed
+from meshforge_trio.codec import PayloadCodec, ScopeSealer, Sealer, is_sealed
 from meshforge_trio.envelope import CommandEnvelope, payload_hash
 from meshforge_trio.errors import Poison
 from meshforge_trio.keyring import AesSiv, Key, Ring
+from meshforge_trio.subjects import Scope
 
-__all__ = ["TENANT", "codecs", "meaning_of", "opened", "sealer"]
+__all__ = ["TENANT", "codecs", "meaning_of", "opened", "original", "sealer", "shown"]
 
 TENANT: Final = "sealed"
 _RING: Final = Ring(TENANT, b"h" * 32, (Key("k1", "2026-01-01", bytes(range(64))),))
@@ -49,9 +48,22 @@ def opened(fields: Mapping[str, Any]) -> Mapping[str, Any]:
         return fields
 
 
+def original(scope: Scope, key: str, body: bytes) -> bytes:
+    """The message of a dead letter, opened if it is sealed and opens."""
+    found = ScopeSealer.of_scope(codecs, scope)
+    try:
+        return body if found is None else found.opened_body(key, body)
+    except Poison:
+        return body
+
+
 def meaning_of(command: CommandEnvelope) -> bytes:
     """What the store should take the command's key to stand for."""
     found = sealer(command.tenant)
-    if found is None:
-        return payload_hash(command)
-    return payload_hash(attrs.evolve(command, payload=found.shown(command).payload), found.digest)
+    return payload_hash(command) if found is None else payload_hash(found.shown(command), found.digest)
+
+
+def shown(command: CommandEnvelope) -> CommandEnvelope:
+    """The command with its payload opened, if it is sealed and opens."""
+    found = sealer(command.tenant)
+    return command if found is None else found.shown(command)

@@ -18,7 +18,7 @@ from chaos.checkers.struck import Strikes
 from chaos.evidence import Evidence, Sent, envelope_of
 from chaos.history import Record
 from chaos.rows import KeyRow, Letter, MarkRow, OutputRow
-from chaos.sealing import meaning_of
+from chaos.sealing import meaning_of, shown
 from meshforge_trio.broker.port import StoredMessage
 from meshforge_trio.envelope import CommandEnvelope, decode_command
 from meshforge_trio.errors import Poison
@@ -139,7 +139,7 @@ class Clues:
             asked = found[sent.scope, sent.key]
             asked.ids.add(sent.command.id)
             asked.digests.add(sent.digest)
-            asked.commands.append(sent.command)
+            asked.commands.append(shown(sent.command))
         for record in self.evidence.history:
             scope = scope_of(record["subject"]) if record.kind == "send" else None
             if scope is not None:
@@ -151,7 +151,7 @@ class Clues:
                 asked = found[target, command.idempotency_key or ""]
                 asked.ids.add(command.id)
                 asked.digests.add(meaning_of(command))
-                asked.commands.append(command)
+                asked.commands.append(shown(command))
         return dict(found)
 
     @cached_property
