@@ -99,7 +99,7 @@ SCENARIO = Scenario(
         Sweep(RECOVERY, before=FIRST_DEATHS[0], number=2, batches=(64,)),
     ],
     workspaces=tuple(f"{tenant}/demo" for tenant in TENANTS),
-    claims=("G1", "G2", "G3", "G4", "G5", "G6", "G7", "G8", "G9", "G11", "G12", "G13"),
+    claims=("G1", "G2", "G3", "G4", "G5", "G6", "G7", "G8", "G9", "G11", "G12", "G13", SEALED.id),
     invariants=[SEALED],
 )
 

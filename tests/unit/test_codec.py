@@ -8,6 +8,7 @@ import attrs
 import orjson
 import pytest
 import trio
+from doubles import SCOPE, USER, Desk, command, counter, delivery, event, outcomes
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +27,6 @@ from meshforge_trio.outgoing import as_message
 from meshforge_trio.plan import Plan
 from meshforge_trio.store.port import Head, Output
 from meshforge_trio.subjects import DELIVER, DISCARD, REDRIVE, Scope, command_subject
-from tests.unit.doubles import SCOPE, USER, Desk, command, counter, delivery, event, outcomes
 
 NOW = 1_800_000_000.0
 RING = Ring.new("t", NOW)
