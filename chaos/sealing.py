@@ -9,13 +9,15 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, Final
 
+import attrs
+
 from meshforge_trio.codec import PayloadCodec, ScopeSealer, Sealer, is_sealed
 from meshforge_trio.envelope import CommandEnvelope, payload_hash
 from meshforge_trio.errors import Poison
 from meshforge_trio.keyring import AesSiv, Key, Ring
 from meshforge_trio.subjects import Scope
 
-__all__ = ["TENANT", "codecs", "meaning_of", "opened", "original", "sealer", "shown"]
+__all__ = ["TENANT", "codecs", "meaning_of", "opened", "original", "renamed", "sealer", "shown"]
 
 TENANT: Final = "sealed"
 _RING: Final = Ring(TENANT, b"h" * 32, (Key("k1", "2026-01-01", bytes(range(64))),))
@@ -61,6 +63,13 @@ def meaning_of(command: CommandEnvelope) -> bytes:
     """What the store should take the command's key to stand for."""
     found = sealer(command.tenant)
     return payload_hash(command) if found is None else payload_hash(found.shown(command), found.digest)
+
+
+def renamed(command: CommandEnvelope, id_: str) -> CommandEnvelope:
+    """The command under another id, sealed anew if it was sealed."""
+    again = attrs.evolve(shown(command), id=id_)
+    found = sealer(command.tenant) if is_sealed(command.payload) else None
+    return again if found is None else found.sealed(again)
 
 
 def shown(command: CommandEnvelope) -> CommandEnvelope:

@@ -54,6 +54,18 @@ MUTANTS: Final[Sequence[Mutant]] = (
         ),
     ),
     mutant(
+        "hash-of-the-sealed",
+        "R4",
+        "G3",
+        "Takes a key to stand for the bytes a client has sealed: sent again under another id, they are others.",
+        grounds.sealed_and_sent_again,
+        Edit(
+            "meshforge_trio.intake",
+            "payload_hash(command, sealer.digest)",
+            "payload_hash(decode_command(delivery.body), sealer.digest)",
+        ),
+    ),
+    mutant(
         "answer-only-with-a-commit",
         "R9",
         "G1",
