@@ -171,6 +171,26 @@ def _tools_say_erased(world: Sealed) -> None:
     assert len(graves) == 1
 
 
+async def test_a_lost_store_takes_over_sealed_events_with_the_ring_alone(tmp_path: Path) -> None:
+    with sealed_shop(tmp_path) as world:
+        with world.served() as worker:
+            async with world.client() as mesh:
+                await mesh.call("safe", "keep", TEXT, entity_id="a")
+                await mesh.call("safe", "keep", {"text": "else"}, entity_id="a")
+            worker.process.send_signal(signal.SIGTERM)
+            assert worker.ended() == ExitCode.OK
+        ask = ("state", "safe", "a", "--app", "shop:app", "--workspace", "acme/w")
+        before = world.shop.answers(*ask)
+        world.shop.store.unlink()
+        take = ("reconcile", "--accept-stream", "--agent", "safe", "--workspace", "acme/w")
+        refused = world.shop.does(*take, env={"MESHFORGE_CODEC_KEYS": ""})
+        assert refused.code == ExitCode.MISCONFIGURED
+        assert "is sealed, so nothing can be taken over" in refused.err
+        assert world.shop.does(*take).code == ExitCode.OK
+        assert world.shop.answers(*ask) == before
+        assert before["state"] == {"text": "else"}
+
+
 async def test_a_worker_without_the_ring_refuses_to_mix_payloads(tmp_path: Path) -> None:
     with sealed_shop(tmp_path) as world:
         with world.served():
