@@ -8,7 +8,7 @@ import attrs
 import orjson
 from doubles import SCOPE, Desk, command, counter
 
-from meshforge_trio.agent import Agent, Context, Event
+from meshforge_trio.agent import Agent, Context, Event, Send
 from meshforge_trio.codec import Codecs, PayloadCodec, ScopeSealer, Sealer
 from meshforge_trio.envelope import CommandEnvelope, JsonObject
 from meshforge_trio.errors import Misconfigured, Poison
@@ -49,8 +49,8 @@ def vault() -> Agent[JsonObject]:
     agent: Agent[JsonObject] = Agent("counter", state=dict, initial=dict)
 
     @agent.command("keep")
-    def keep(state: JsonObject, payload: JsonObject, ctx: Context) -> Event:
-        return Event("kept", {"text": payload["text"]})
+    def keep(state: JsonObject, payload: JsonObject, ctx: Context) -> list[object]:
+        return [Event("kept", {"text": payload["text"]}), Send("other", "note", payload)]
 
     @agent.command("explode")
     def explode(state: JsonObject, payload: JsonObject, ctx: Context) -> Event:

@@ -21,6 +21,7 @@ from meshforge_trio.envelope import EventEnvelope, JsonObject, decode_command, e
 from meshforge_trio.errors import Poison
 from meshforge_trio.keyring import AesSiv
 from meshforge_trio.outgoing import as_message
+from meshforge_trio.policy import RetryPolicy
 from meshforge_trio.store.port import Head
 from meshforge_trio.subjects import DELIVER, REDRIVE, Scope, command_subject
 
@@ -201,6 +202,17 @@ def test_the_error_of_a_failing_command_is_quoted_when_it_dies() -> None:
     assert [sealer().opened_text("k1", error) for _, error in at.dead["k1"].calls] == [
         f"RuntimeError: cannot keep {SECRET}"
     ] * 2
+
+
+def test_who_is_given_up_before_a_call_is_told_of_the_last_error_in_words() -> None:
+    at = desk(adapter=vault())
+    made = sealed_command(1, "explode", payload={"text": SECRET})
+    at.take(made)
+    at.now += 60
+    at.policy = RetryPolicy(limit=2)
+    at.take(made)
+    reason = sealer().opened_text("k1", at.dead["k1"].reason)
+    assert reason == f"the handler failed 1 times; last: RuntimeError: cannot keep {SECRET}"
 
 
 def test_a_redriven_event_comes_sealed_and_is_that_event() -> None:
