@@ -16,6 +16,7 @@ import signal
 import attrs
 import trio
 
+from chaos.sealing import codecs
 from meshforge_trio.agent import Agent, Context, Event, Reply, Send
 from meshforge_trio.envelope import EventEnvelope, JsonObject
 from meshforge_trio.errors import Poison, Refused
@@ -30,6 +31,7 @@ __all__ = [
     "counter_and_audit",
     "counter_and_moody",
     "counter_only",
+    "counter_sealed",
     "locks_and_counter",
     "moody",
     "patient",
@@ -327,6 +329,8 @@ app = App([counter, audit, patient])
 counter_and_audit = App([counter, audit])
 #: For faults that must not fall into another agent's commit.
 counter_only = App([counter])
+#: Where one tenant's payloads are sealed.
+counter_sealed = App([counter, audit], codecs)
 #: For what takes its time: deliveries that are long in hand, turns that overlap.
 patient_only = App([patient])
 #: The lock manager, and what a lock may guard.

@@ -22,8 +22,9 @@ import orjson
 
 from chaos.history import Record
 from chaos.rows import OutputRow, Rows, RowsError, copy_store, read_store
+from chaos.sealing import meaning_of, opened
 from meshforge_trio.broker.port import Broker, StoredMessage, StreamFacts
-from meshforge_trio.envelope import CommandEnvelope, encode, payload_hash
+from meshforge_trio.envelope import CommandEnvelope, encode
 from meshforge_trio.subjects import COMMANDS, EVENTS, FAILED, Scope, command_subject
 
 __all__ = ["Evidence", "ImageError", "Sent", "envelope_of", "load_image", "save_image"]
@@ -62,7 +63,7 @@ class Sent:
 
     @digest.default
     def _digest(self) -> bytes:
-        return payload_hash(self.command)
+        return meaning_of(self.command)
 
     @property
     def scope(self) -> Scope:
@@ -204,9 +205,9 @@ def _body(fields: Mapping[str, Any]) -> bytes:
 
 
 def envelope_of(message: StoredMessage | OutputRow) -> Mapping[str, Any]:
-    """The body as JSON; empty for one that is none."""
+    """The body as JSON, its payload opened; empty for one that is none."""
     try:
         value = orjson.loads(message.body)
     except orjson.JSONDecodeError:
         return {}
-    return value if isinstance(value, dict) else {}
+    return opened(value) if isinstance(value, dict) else {}

@@ -14,6 +14,7 @@ import trio
 
 from chaos.evidence import Sent, dumped_body
 from chaos.history import History
+from chaos.sealing import renamed
 from meshforge_trio.broker.api import JetStreamApi, headers_of
 from meshforge_trio.broker.bridge import Connection, ConnectOptions, connect
 from meshforge_trio.broker.jetstream import JetStreamBroker
@@ -265,5 +266,5 @@ async def open_observer(
 
 def resent(sent: Sent, number: int) -> Sent:
     """The same command as a client that never saw its answer sends it: a new id, the same key."""
-    command = attrs.evolve(sent.command, id=f"{sent.command.id}-again{number}")
+    command = renamed(sent.command, f"{sent.command.id}-again{number}")
     return attrs.evolve(sent, command=command, key=sent.key, digest=sent.digest)

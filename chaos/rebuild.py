@@ -196,6 +196,7 @@ def _rebuilt_from(store: Path, app_spec: str, workspaces: Sequence[str]) -> Mapp
     import trio  # noqa: PLC0415
 
     from meshforge_trio.cli.reader import read_store  # noqa: PLC0415
+    from meshforge_trio.codec import ScopeSealer  # noqa: PLC0415
     from meshforge_trio.launch import adapter_of, load_app  # noqa: PLC0415
     from meshforge_trio.replay import replay_scope  # noqa: PLC0415
 
@@ -210,7 +211,8 @@ def _rebuilt_from(store: Path, app_spec: str, workspaces: Sequence[str]) -> Mapp
                 continue
             adapter = adapter_of(app, scope.agent)
             try:
-                report = trio.run(replay_scope, opened.rows(scope), adapter)
+                sealer = ScopeSealer.of_scope(app.codecs, scope)
+                report = trio.run(replay_scope, opened.rows(scope), adapter, _quietly, sealer)
             except Exception as error:
                 # Damage to the rows, or a state that cannot be written down: that is a finding, too.
                 differences.append(f"{scope}: {type(error).__name__}: {error}")
@@ -219,6 +221,10 @@ def _rebuilt_from(store: Path, app_spec: str, workspaces: Sequence[str]) -> Mapp
             if report.first_difference is not None:
                 differences.append(str(report.first_difference))
     return {"hashes": hashes, "differences": differences}
+
+
+def _quietly(events: int) -> None:
+    """Nobody waits for this process's progress."""
 
 
 def _holds_tables(store: Path) -> bool:

@@ -58,7 +58,7 @@ def live(order: dict[str, Any], descriptor: int) -> int:
     except Misconfigured as error:
         log.critical("the app cannot be loaded", reason=str(error))
         return ExitCode.MISCONFIGURED
-    recorded = App([RecordedAgent(agent, history) for agent in app.agents])
+    recorded = App([RecordedAgent(agent, history) for agent in app.agents], app.codecs)
     return serve(recorded, settings, probe=FaultProbe(rules, history, disk, failing))
 
 

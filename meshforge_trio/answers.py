@@ -9,8 +9,9 @@ from typing import Final
 import attrs
 import trio
 
+from meshforge_trio.codec import Sealer, is_sealed
 from meshforge_trio.envelope import CommandEnvelope, EventEnvelope, decode_event, payload_hash
-from meshforge_trio.errors import MeshForgeError, Poison, Transient
+from meshforge_trio.errors import MeshForgeError, Misconfigured, Poison, Transient
 
 __all__ = [
     "Answers",
@@ -62,7 +63,7 @@ class CommandFailed(MeshForgeError):
         payload = event.payload
         self.event = event
         self.code = str(payload.get("code", event.name))
-        self.reason = str(payload.get("reason", ""))
+        self.reason = str(payload.get("reason", "")) if not is_sealed(payload) else "its payload is sealed"
         super().__init__(f"{event.agent} {event.name} (key {event.idempotency_key}): {self.code}: {self.reason}")
 
 
@@ -132,11 +133,13 @@ def _is_failure(event: EventEnvelope) -> bool:
 class Waiter:
     """A call that waits. `ids` are the ids its command was sent under, the first one first.
 
-    `names` are the events that may answer it, beside those that tell of a failure; `None` stands for all.
+    `names` are the events that may answer it, beside those that tell of a failure; `None` stands for all. `hash` is
+    what the runtime takes its key to stand for.
     """
 
     command: CommandEnvelope
     ids: list[str]
+    hash: bytes
     names: Container[str] | None = None
     answer: EventEnvelope | None = None
     changed: trio.Event = attrs.field(factory=trio.Event)
@@ -158,14 +161,15 @@ class Waiter:
             return False
         if event.name == "refused" and event.payload.get("code") == "idempotency_mismatch":
             # Somebody else used our key for another payload and was refused: its id names that payload's hash.
-            return event.id.endswith(f"_{payload_hash(command).hex()[:16]}_refused")
+            return event.id.endswith(f"_{self.hash.hex()[:16]}_refused")
         return True
 
 
 class Answers:
-    """Waiting calls by key and by the ids they were sent under."""
+    """Waiting calls by key and by the ids they were sent under. With a `sealer` what answers them is opened."""
 
-    def __init__(self) -> None:
+    def __init__(self, sealer: Sealer | None = None) -> None:
+        self._sealer = sealer
         self._by_key: dict[str, list[Waiter]] = {}
         self._by_id: dict[str, Waiter] = {}
 
@@ -176,7 +180,7 @@ class Answers:
     def expect(self, command: CommandEnvelope, names: Container[str] | None = None) -> Iterator[Waiter]:
         """Wait for the answer to `command` within the block; nothing is kept after it."""
         key = command.idempotency_key or ""
-        waiter = Waiter(command, [command.id], names)
+        waiter = Waiter(command, [command.id], self._hash(command), names)
         self._by_key.setdefault(key, []).append(waiter)
         self._by_id[command.id] = waiter
         try:
@@ -188,6 +192,9 @@ class Answers:
             waiters.remove(waiter)
             if not waiters:
                 del self._by_key[key]
+
+    def _hash(self, command: CommandEnvelope) -> bytes:
+        return payload_hash(command, None if self._sealer is None else self._sealer.digest)
 
     def also(self, waiter: Waiter, command_id: str) -> None:
         """The command of `waiter` is sent once more, under another id."""
@@ -206,7 +213,16 @@ class Answers:
         sender = self._by_id.get(event.causation_id or "")
         if sender is not None:
             waiting.append(sender)
+        if waiting and self._sealer is not None:
+            event = self._opened(event, self._sealer)
         for waiter in waiting:
             if waiter.answer is None and waiter.takes(event):
                 waiter.answer = event
                 waiter.changed.set()
+
+    @staticmethod
+    def _opened(event: EventEnvelope, sealer: Sealer) -> EventEnvelope:
+        try:
+            return sealer.shown(event)
+        except Misconfigured:
+            return event  # without its keys it answers all the same, sealed

@@ -8,12 +8,24 @@ from typing import Any, Final
 import attrs
 
 from meshforge_trio.errors import Misconfigured
+from meshforge_trio.keyring import parse_ring
 from meshforge_trio.permissions import parse_rule
 from meshforge_trio.policy import RetryPolicy
 from meshforge_trio.signing import parse_key
 from meshforge_trio.subjects import is_token
 
-__all__ = ["DAY_S", "RETRY_CHECKS", "Check", "between", "each_between", "retry", "rules", "signing_keys", "workspaces"]
+__all__ = [
+    "DAY_S",
+    "RETRY_CHECKS",
+    "Check",
+    "between",
+    "each_between",
+    "retry",
+    "rings",
+    "rules",
+    "signing_keys",
+    "workspaces",
+]
 
 DAY_S: Final = 86_400.0
 
@@ -54,6 +66,12 @@ def signing_keys(_: Any, _attribute: attrs.Attribute[Any], value: Any) -> None:
     """Lines as in `signing.parse_key`."""
     for text in value:
         parse_key(text)
+
+
+def rings(_: Any, _attribute: attrs.Attribute[Any], value: Any) -> None:
+    """Lines as in `keyring.parse_ring`."""
+    for text in value:
+        parse_ring(text)
 
 
 def workspaces(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:

@@ -32,12 +32,8 @@ from meshforge_trio.answers import (
 )
 from meshforge_trio.broker.bridge import ConnectOptions, connect
 from meshforge_trio.broker.port import Message, PubAck
-from meshforge_trio.envelope import (
-    CommandEnvelope,
-    EventEnvelope,
-    JsonObject,
-    SecurityContext,
-)
+from meshforge_trio.codec import Codecs, Sealer
+from meshforge_trio.envelope import CommandEnvelope, EventEnvelope, JsonObject, SecurityContext
 from meshforge_trio.errors import Misconfigured, SessionLost
 from meshforge_trio.feed import EventFeed
 from meshforge_trio.ids import uuid7
@@ -85,28 +81,31 @@ async def open_client(
     workspace: str,
     principal: SecurityContext,
     signer: Signer | None = None,
+    codecs: Codecs | None = None,
 ) -> AsyncIterator[MeshClient]:
     """A client of one workspace, with a connection of its own; `server` is a URL or how to dial in full.
 
-    `signer` signs its commands, where they have to be.
+    `signer` signs its commands, where they have to be. With a codec of the tenant in `codecs` (`keyring.KeyRings`, say)
+    it seals what it sends and opens what it gets; without one it gets sealed payloads as they are.
 
     Runs the loop of the bridge unless one is running. Nothing it started outlives the block; an exception leaves the
     block as it was raised, in no group.
 
     Raises:
         SessionLost: the server cannot be reached. (Once it was, the client dials again by itself.)
-        Misconfigured: an unsuitable URL or refused credentials.
+        Misconfigured: an unsuitable URL or refused credentials; keys that cannot be read.
         Poison: tenant or workspace is no subject token.
     """
     options = ConnectOptions(urls=(server,), name="meshforge-client") if isinstance(server, str) else server
     check_token(tenant, "tenant")
     check_token(workspace, "workspace")
+    sealer = Sealer.of(codecs, tenant)
     raised: Exception | None = None
     async with running_loop(), trio.open_nursery() as nursery:
         try:
             uplink = Uplink(options)
             nursery.start_soon(uplink.keep, await connect(options))
-            yield MeshClient(uplink, tenant, workspace, principal, signer)
+            yield MeshClient(uplink, tenant, workspace, principal, signer, sealer)
         except Exception as error:
             # Raised below, where no nursery of ours can wrap it. A cancellation is no `Exception` and passes.
             raised = error
@@ -126,13 +125,15 @@ class MeshClient:
         workspace: str,
         principal: SecurityContext,
         signer: Signer | None = None,
+        sealer: Sealer | None = None,
     ) -> None:
         self._uplink = uplink
         self._tenant = tenant
         self._workspace = workspace
         self._principal = principal
         self._signer = signer
-        self._answers = Answers()
+        self._sealer = sealer
+        self._answers = Answers(sealer)
 
     @property
     def waiting(self) -> int:
@@ -190,7 +191,7 @@ class MeshClient:
         """
         done: list[Sent] = []
         with trio.move_on_after(timeout_s):
-            for window in windows(commands, self._signer):
+            for window in windows(commands, self._signer, self._sealer):
                 acks = await self._store(window)
                 for command, ack in zip(commands[len(done) : len(done) + len(acks)], acks, strict=True):
                     done.append(Sent(command.id, command.idempotency_key, ack.seq, ack.duplicate))
@@ -264,7 +265,7 @@ class MeshClient:
             Conflict, CommandRefused, CommandDead, SecurityViolation: with `raise_for_refusal`.
         """
         command = self.command(agent, action, payload, **fields)
-        message = as_message(command, self._signer)
+        message = as_message(command, self._signer, self._sealer)
         with self._answers.expect(command, answers) as waiter:
             with trio.move_on_after(timeout_s):
                 await self._ask(waiter, message, resend_s)
@@ -294,7 +295,7 @@ class MeshClient:
                 return
             again = attrs.evolve(waiter.command, id=uuid7())
             self._answers.also(waiter, again.id)
-            message = as_message(again, self._signer)
+            message = as_message(again, self._signer, self._sealer)
 
     async def _listen(self, wire: Wire, agent: str) -> None:
         """Have the answers of `agent` come here, before anything is asked."""
@@ -379,7 +380,7 @@ class MeshClient:
         subject = event_subject(scope, ">" if name is None else check_token(name, "name"))
         if after_seq is None:
             after_seq = 0 if from_start else await self._last_event_seq(timeout_s)
-        feed = EventFeed(self._uplink, self._tenant, self._workspace, subject, after_seq)
+        feed = EventFeed(self._uplink, self._tenant, self._workspace, subject, after_seq, self._sealer)
         try:
             yield feed
         finally:

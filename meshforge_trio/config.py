@@ -22,6 +22,7 @@ import attrs
 
 from meshforge_trio import checks
 from meshforge_trio.errors import Misconfigured
+from meshforge_trio.keyring import rebased
 from meshforge_trio.policy import RetryPolicy
 
 __all__ = ["DEFAULT_FILE", "TENANT_KEYS", "EngineSettings", "LogLevel", "Settings", "load_settings"]
@@ -89,6 +90,7 @@ class Settings:
     `permissions` are rules as in `permissions.parse_rule`: who may send what to whom.
     `signing_keys` are lines as in `signing.parse_key`; with any, every command has to be signed by one of them.
     `signing_seed_file` is the key that this process signs with.
+    `codec_keys` are lines as in `keyring.parse_ring`: the files with the keys that seal the payloads of tenants.
     `lock_manager` serves `sys_lock_manager` beside the app's agents.
     `principal` is who the commands of the command line come from (the login name unless set).
     `health_port` is where the health endpoint listens on `health_host`, 0 for none; worker N adds N.
@@ -110,6 +112,7 @@ class Settings:
     permissions: tuple[str, ...] = attrs.field(default=(), validator=checks.rules)
     signing_keys: tuple[str, ...] = attrs.field(default=(), validator=checks.signing_keys)
     signing_seed_file: Path | None = None
+    codec_keys: tuple[str, ...] = attrs.field(default=(), validator=checks.rings)
     lock_manager: bool = False
     lease_ttl_s: float = attrs.field(default=5.0, validator=checks.between(0.1, 600))
     drain_s: float = attrs.field(default=10.0, validator=checks.between(0.0, 3600))
@@ -233,6 +236,8 @@ def _from_file(path: Path) -> dict[str, Any]:
         key = _known(name, str(path))
         checked = _checked(key, value, str(path))
         given[name] = path.parent / checked if isinstance(checked, Path) else checked
+        if name == "codec_keys":
+            given[name] = rebased(checked, path.parent)
     return given
 
 

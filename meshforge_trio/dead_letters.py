@@ -10,6 +10,7 @@ import hashlib
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, Literal
 
 import attrs
@@ -17,6 +18,7 @@ import attrs
 from meshforge_trio.answers import OutcomeUnknown
 from meshforge_trio.asides import DIED
 from meshforge_trio.client import MeshClient
+from meshforge_trio.codec import ScopeSealer
 from meshforge_trio.envelope import EventEnvelope, decode_command
 from meshforge_trio.errors import Poison
 from meshforge_trio.redrive import unreadable
@@ -38,6 +40,7 @@ __all__ = [
     "encoded",
     "entity_of",
     "fate_key",
+    "shown",
 ]
 
 #: A key of an envelope is no longer than this.
@@ -85,6 +88,17 @@ class Wanted:
     @staticmethod
     def _names(letter: DeadLetter, error: str) -> bool:
         return letter.code == error or error.casefold() in letter.reason.casefold()
+
+
+def shown(letter: DeadLetter, sealer: ScopeSealer | None) -> DeadLetter:
+    """The dead letter with what is sealed in it opened, where that is possible."""
+    if sealer is None:
+        return letter
+    body = letter.body
+    with suppress(Poison):
+        body = sealer.opened_body(letter.key, letter.body)
+    calls = [(at, sealer.opened_text(letter.key, error)) for at, error in letter.calls]
+    return attrs.evolve(letter, reason=sealer.opened_text(letter.key, letter.reason), calls=calls, body=body)
 
 
 def entity_of(letter: DeadLetter) -> str | None:

@@ -17,6 +17,7 @@ import trio
 from meshforge_trio.agent import AgentAdapter, Deadline
 from meshforge_trio.broker.port import Message
 from meshforge_trio.clock import Clock
+from meshforge_trio.codec import Sealer
 from meshforge_trio.envelope import CommandEnvelope, SecurityContext, encode
 from meshforge_trio.subjects import Scope, command_subject
 
@@ -116,10 +117,11 @@ async def keep(session: Session) -> None:
             await session.deadlines.changed.wait()
         due = session.deadlines.due()
         if due:
-            await session.send([_command(session.rows.scope, entity_id, deadline) for entity_id, deadline in due])
+            scope, sealer = session.rows.scope, session.sealer
+            await session.send([_command(scope, entity_id, deadline, sealer) for entity_id, deadline in due])
 
 
-def _command(scope: Scope, entity_id: str, deadline: Deadline) -> Message:
+def _command(scope: Scope, entity_id: str, deadline: Deadline, sealer: Sealer | None) -> Message:
     named = hashlib.sha256(f"{scope}\0{entity_id}\0{deadline.name}".encode()).hexdigest()[:32]
     command = CommandEnvelope(
         id=named,
@@ -132,4 +134,5 @@ def _command(scope: Scope, entity_id: str, deadline: Deadline) -> Message:
         payload=deadline.payload,
         security_context=SecurityContext("deadlines", "system"),
     )
-    return Message(command_subject(scope, deadline.action), encode(command), named)
+    body = encode(command if sealer is None else sealer.sealed(command))
+    return Message(command_subject(scope, deadline.action), body, named)

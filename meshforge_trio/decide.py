@@ -17,7 +17,7 @@ from meshforge_trio.asides import DIED, Asides, failed
 from meshforge_trio.drafts import Cause, Drafter, check_event_name, told
 from meshforge_trio.entities import Entities, Entity
 from meshforge_trio.envelope import CommandEnvelope, JsonObject
-from meshforge_trio.errors import Poison, Refused
+from meshforge_trio.errors import Erased, Poison, Refused
 from meshforge_trio.intake import Incoming
 from meshforge_trio.plan import Plan, Verdict, assemble
 from meshforge_trio.policy import RetryPolicy, refusal
@@ -59,7 +59,7 @@ class Decider:
         self._waiting = waiting
         self._reading = reading
         self._now = now
-        self._asides = Asides(drafter, now)
+        self._asides = Asides(drafter, now, reading.generations)
         self._fates = Fates(drafter, reading)
         self._decided: dict[str, Verdict] = {}
         self._fences: dict[str, int] = {}
@@ -136,6 +136,8 @@ class Decider:
         if fault is not None:
             if isinstance(fault, Violation):
                 return self._settled(self._asides.violation(incoming, fault))
+            if isinstance(fault, Erased):
+                return self._settled(self._asides.erased(incoming, fault))
             return self._dead(incoming, fault.code, fault.reason, fault.field)
         if incoming.system:
             return self._system(incoming)
@@ -147,7 +149,7 @@ class Decider:
         # The row of an attempt in progress counts the call that is about to be made.
         made = 0 if attempt is None else attempt.attempts - incoming.alone
         if self._policy.exhausted(made):
-            last = attempt.error if attempt is not None and attempt.error else DIED
+            last = self._drafter.shown(attempt) if attempt is not None and attempt.error else DIED
             return self._dead(incoming, "attempts_exhausted", f"the handler failed {made} times; last: {last}")
         if incoming.suspect and not incoming.alone:
             # Its hold ran out between being sorted and being decided: it may only run alone, so it comes again.
@@ -188,7 +190,7 @@ class Decider:
         else:
             return None
         # A record taken over from the streams does not know what its key stood for: it takes any payload for the first.
-        if first not in (b"", incoming.hash):
+        if first not in (b"", incoming.hash) and not self._drafter.may_stand_for(first, incoming):
             return self._mismatch(incoming)
         return Verdict(incoming, "duplicate", echo=stored)
 
@@ -327,7 +329,7 @@ class Decider:
     def _fail(self, incoming: Incoming, error: str) -> Verdict:
         """The handler raised. Its command waits, or is given up; its neighbours are not concerned."""
         before = self._waiting.attempt(incoming.key)
-        row = failed(before, incoming, error, self._now)
+        row = failed(before, incoming, error, self._now, self._drafter.hidden)
         if self._policy.exhausted(row.attempts):
             reason = f"the handler failed {row.attempts} times; last: {error}"
             return self._dead(incoming, "attempts_exhausted", reason, row=row)
@@ -349,11 +351,8 @@ class Decider:
             row = self._waiting.attempt(incoming.key)
             attempts = 0 if row is None else row.attempts - incoming.alone
             if row is not None and incoming.alone:
-                row = failed(row, incoming, reason, self._now)
-        generation = self._reading.generations.get(incoming.key, 0)
-        return self._settled(
-            self._asides.dead(incoming, code, reason, field=field, attempts=attempts, row=row, generation=generation)
-        )
+                row = failed(row, incoming, reason, self._now, self._drafter.hidden)
+        return self._settled(self._asides.dead(incoming, code, reason, field=field, attempts=attempts, row=row))
 
     def _make_room(self, verdicts: list[Verdict]) -> list[Verdict]:
         """When more would wait than may, the commands that the others wait for are given up at once."""
@@ -364,7 +363,8 @@ class Decider:
         for verdict in verdicts:
             if verdict.outcome == "failed" and verdict.attempt is not None:
                 attempt = verdict.attempt
-                reason = f"too many commands wait; the handler failed {attempt.attempts} times; last: {attempt.error}"
+                failure = f"the handler failed {attempt.attempts} times; last: {self._drafter.shown(attempt)}"
+                reason = f"too many commands wait; {failure}"
                 made.append(self._dead(verdict.incoming, "hold_full", reason, row=attempt))
                 continue
             if verdict.outcome == "held":

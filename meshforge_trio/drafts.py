@@ -15,6 +15,7 @@ import attrs
 
 from meshforge_trio.agent import Send
 from meshforge_trio.broker.port import Message
+from meshforge_trio.codec import ScopeSealer
 from meshforge_trio.envelope import (
     CommandEnvelope,
     EventEnvelope,
@@ -26,9 +27,9 @@ from meshforge_trio.envelope import (
     traceparent,
 )
 from meshforge_trio.errors import Poison
-from meshforge_trio.intake import Incoming
+from meshforge_trio.intake import Incoming, unkeyed_hash
 from meshforge_trio.security import Violation, as_agent
-from meshforge_trio.store.port import Kind, Output
+from meshforge_trio.store.port import Attempt, Kind, Output
 from meshforge_trio.subjects import (
     RESERVED_EVENTS,
     Scope,
@@ -67,10 +68,14 @@ class Cause:
 
 
 class Drafter:
-    """Writes the outputs of one scope. `body_max` is what fits into the broker's messages, in bytes."""
+    """Writes the outputs of one scope. `body_max` is what fits into the broker's messages, in bytes.
 
-    def __init__(self, scope: Scope, body_max: int) -> None:
+    With a `sealer` their payloads are sealed, and so is what dead letters hold.
+    """
+
+    def __init__(self, scope: Scope, body_max: int, sealer: ScopeSealer | None = None) -> None:
         self.scope = scope
+        self.sealer = sealer
         self._body_max = body_max
         seed = "\0".join((scope.tenant, scope.workspace, scope.agent)).encode()
         self._seed = hashlib.sha256(seed + b"\0")
@@ -108,8 +113,10 @@ class Drafter:
         subject: str | None = None,
         version: int | None = None,
         chain: bytes | None = None,
+        bare: bool = False,
     ) -> Output:
-        """An event or record. With `version`, its chain hash is SHA-256(`chain`, body).
+        """An event or record. With `version`, its chain hash is SHA-256(`chain`, body). `bare` is not sealed: words of
+        the runtime alone.
 
         Raises:
             Poison: the payload is not a JSON object, or too large for the broker.
@@ -121,7 +128,7 @@ class Drafter:
         fields: JsonObject = {"id": event_id, **self._fixed, "name": name, "idempotency_key": cause.key}
         if entity_id is not None:
             fields["entity_id"] = entity_id
-        fields["payload"] = payload
+        fields["payload"] = payload if self.sealer is None or bare else self.sealer.payload(fields, payload)
         fields.update(self._common(cause, msg_id))
         body = self._checked(encode_fields(fields), f"event {name!r}")
         if subject is None:
@@ -156,7 +163,7 @@ class Drafter:
             fields["entity_id"] = send.entity_id
         if send.expected_version is not None:
             fields["expected_version"] = send.expected_version
-        fields["payload"] = send.payload
+        fields["payload"] = send.payload if self.sealer is None else self.sealer.payload(fields, send.payload)
         fields.update(self._common(cause, msg_id))
         body = self._checked(encode_fields(fields), f"command {send.agent}.{send.action}")
         subject = command_subject(target, send.action)
@@ -171,7 +178,8 @@ class Drafter:
             "reason": told(violation.reason),
         }
         subject = violation_subject(self.scope.tenant, self.scope.workspace)
-        return self.event(cause, "violation", payload, entity_id=None, kind="record", subject=subject)
+        erased = self.sealer is not None and self.sealer.erased is not None
+        return self.event(cause, "violation", payload, entity_id=None, kind="record", subject=subject, bare=erased)
 
     def _common(self, cause: Cause, msg_id: str) -> JsonObject:
         """What every output takes from its cause, in the order of the envelope's fields."""
@@ -200,31 +208,53 @@ class Drafter:
             found = self._principals[origin] = principal_fields(as_agent(self.scope.agent, cause))
         return found
 
+    def may_stand_for(self, first: bytes, incoming: Incoming) -> bool:
+        """Whether a key that stood for `first` may be repeated by this message, whose hash differs."""
+        if self.sealer is None or incoming.message is None:
+            return False
+        # Of a sealed payload nothing can be said; and what was decided before there was a codec has a bare hash.
+        return incoming.hash == b"" or first == unkeyed_hash(incoming.message)
+
+    def hidden(self, key: str, text: str) -> str:
+        """What is told of a command under `key`, as it may rest: sealed, if there is a codec."""
+        return text if self.sealer is None else self.sealer.text(key, text)
+
+    def shown(self, attempt: Attempt) -> str:
+        """The last error of a command, in words again."""
+        return attempt.error if self.sealer is None else self.sealer.opened_text(attempt.key, attempt.error)
+
+    def original(self, incoming: Incoming) -> bytes:
+        """The body of a message that is set aside, as it may rest."""
+        body = incoming.delivery.body
+        if self.sealer is None:
+            return body
+        return self.sealer.body(incoming.key, body, readable=incoming.message is not None)
+
     def dead_letter(self, cause: Cause, incoming: Incoming, story: Mapping[str, object]) -> Output:
-        """The original message with the story of its failure, as JSON.
+        """The original message, as it may rest, with the story of its failure, as JSON.
 
         Too large for the broker, it goes without the original's bytes, which the store keeps.
         """
         msg_id = self.msg_id(cause, "dead")
-        delivery = incoming.delivery
+        delivery, body = incoming.delivery, self.original(incoming)
         letter: JsonObject = {
             "subject": delivery.subject,
             "key": cause.key,
             **story,
             "trace_id": cause.trace_id,
             "headers": delivery.headers.decode("latin-1"),
-            **_readable(delivery.body),
+            **_readable(body),
         }
-        body = canonical(letter)
-        if len(body) > self._body_max:
+        told = canonical(letter)
+        if len(told) > self._body_max:
             for field in ("payload", "payload_base64"):
                 letter.pop(field, None)
-            letter["payload_sha256"] = hashlib.sha256(delivery.body).hexdigest()
-            letter["payload_bytes"] = len(delivery.body)
+            letter["payload_sha256"] = hashlib.sha256(body).hexdigest()
+            letter["payload_bytes"] = len(body)
             letter["headers"] = ""
-            body = canonical(letter)
+            told = canonical(letter)
         subject = failed_subject(delivery.subject)
-        return Output(0, "dead", cause.key, msg_id, "dead_letter", subject, msg_id, body, incoming.entity_id)
+        return Output(0, "dead", cause.key, msg_id, "dead_letter", subject, msg_id, told, incoming.entity_id)
 
     def check_size(self, body: bytes, what: str) -> None:
         """Raise `Poison` where the broker would not take it."""

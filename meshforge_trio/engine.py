@@ -16,11 +16,13 @@ from meshforge_trio import deadlines, protocol
 from meshforge_trio.agent import AgentAdapter
 from meshforge_trio.broker.port import Broker, Consumer, ConsumerSpec, Delivery, StreamFacts, StreamSpec
 from meshforge_trio.clock import Clock, SteadyClock, SystemClock
+from meshforge_trio.codec import Codecs, ScopeSealer
 from meshforge_trio.config import EngineSettings
 from meshforge_trio.drafts import Drafter
 from meshforge_trio.entities import Cache
 from meshforge_trio.errors import Fenced, Misconfigured
 from meshforge_trio.intake import Incoming, read_delivery
+from meshforge_trio.keys import keep_keys, opened_keys, renew
 from meshforge_trio.metrics import ScopeMetrics
 from meshforge_trio.points import AFTER_LEASE, AFTER_RESET, Probe, no_probe
 from meshforge_trio.recovery import newest_valid_mark, recover
@@ -87,6 +89,7 @@ class RuntimeEngine:
         signer: Signer | None = None,
         recoveries: trio.CapacityLimiter | None = None,
         turnstile: Turnstile | None = None,
+        codecs: Codecs | None = None,
     ) -> None:
         """`recoveries` bounds how many engines compare store and streams at once, and so the memory this takes.
 
@@ -107,6 +110,7 @@ class RuntimeEngine:
         self._recoveries = recoveries if recoveries is not None else trio.CapacityLimiter(1)
         turnstile = turnstile if turnstile is not None else Turnstile()
         self._seat = turnstile.seat(store, awaiting=adapter.concurrent)
+        self._codecs = codecs
         self._last_epoch = -1
         self._suspected = _Suspicion()
         self._stopping = trio.Event()
@@ -126,6 +130,7 @@ class RuntimeEngine:
 
         Raises:
             Fenced, SessionLost, StoreFull, StoreBroken, Misconfigured: see `policy`.
+            Transient: the keys of the tenant cannot be read now, or were destroyed meanwhile.
         """
         lease = await self._take_lease(broker)
         if lease is None:
@@ -213,6 +218,7 @@ class RuntimeEngine:
 
     async def _open(self, broker: Broker, lease: Lease, facts: Sequence[StreamFacts]) -> Session:
         settings = self._settings
+        sealer = await opened_keys(self._codecs, self._rows, lease.next_n)
         _, events, failed = facts
         mark = await newest_valid_mark(broker, self._rows, events, failed, self._clock, lease)
         limit = body_max(
@@ -229,7 +235,7 @@ class RuntimeEngine:
             lease=lease,
             publish_within_s=min(f.duplicate_window_s for f in facts) / 2,
             waiting=Waiting(await self._rows.attempts(), settings.retry, settings.max_ack_pending // 4),
-            drafter=Drafter(self.scope, limit),
+            drafter=Drafter(self.scope, limit, sealer),
             cache=Cache(settings.cache_entities),
             next_n=lease.next_n,
             mark=mark,
@@ -248,7 +254,9 @@ class RuntimeEngine:
             for consumer in session.consumers.values():
                 feeders.start_soon(self._feed, session, consumer, send.clone())
             feeders.start_soon(self._extend, session)
-            feeders.start_soon(deadlines.keep, session)
+            feeders.start_soon(keep_keys, session.sealer)
+            if not session.erased:
+                feeders.start_soon(deadlines.keep, session)
             send.close()
             async with trio.open_nursery() as turns:
                 while not self._stopping.is_set():
@@ -289,7 +297,12 @@ class RuntimeEngine:
                 consumer.pull(most)
                 deliveries = await consumer.take(most)
                 if deliveries:
-                    await send.send([read_delivery(d, self.scope, self._adapter, self._access) for d in deliveries])
+                    await send.send(self._read(deliveries, session.sealer))
+
+    def _read(self, deliveries: Sequence[Delivery], sealer: ScopeSealer | None) -> Sequence[Incoming]:
+        if sealer is not None:
+            renew(sealer)
+        return [read_delivery(d, self.scope, self._adapter, self._access, sealer) for d in deliveries]
 
     async def _extend(self, session: Session) -> None:
         """Deliveries in hand are extended until their turn ends, so a redelivery means dead, paused or cut off."""

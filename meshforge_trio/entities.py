@@ -13,10 +13,11 @@ import orjson
 import structlog
 
 from meshforge_trio.agent import AgentAdapter, Event
+from meshforge_trio.codec import ScopeSealer
 from meshforge_trio.envelope import canonical, holds_nan
 from meshforge_trio.store.port import Commit, Head, Snapshot
 
-__all__ = ["Cache", "Entities", "Entity", "restore"]
+__all__ = ["Cache", "Entities", "Entity", "hashed", "replayed", "restore"]
 
 #: A snapshot is due when an entity has this many events after its last one.
 SNAPSHOT_EVERY: Final = 64
@@ -64,10 +65,13 @@ class Cache:
 class Entities:
     """The entities of one turn."""
 
-    def __init__(self, cache: Cache, adapter: AgentAdapter[Any], heads: Mapping[str, Head]) -> None:
+    def __init__(
+        self, cache: Cache, adapter: AgentAdapter[Any], heads: Mapping[str, Head], sealer: ScopeSealer | None = None
+    ) -> None:
         self._cache = cache
         self._adapter = adapter
         self._heads = heads
+        self._sealer = sealer
         self._read: dict[str, Entity] = {}
         self._changed: dict[str, Entity] = {}
 
@@ -77,7 +81,7 @@ class Entities:
             return Entity(0, b"", self._adapter.initial(), 0)
         entity = self._changed.get(entity_id) or self._cache.get(entity_id) or self._read.get(entity_id)
         if entity is None:
-            entity = self._read[entity_id] = restore(self._adapter, self._heads.get(entity_id))
+            entity = self._read[entity_id] = restore(self._adapter, self._heads.get(entity_id), self._sealer)
         return entity
 
     def advance(self, entity_id: str | None, entity: Entity) -> None:
@@ -103,6 +107,8 @@ class Entities:
         if b"null" in body and holds_nan(state):
             _log.error("no snapshot: the state holds NaN or infinity", entity_id=entity_id)
             return
+        if self._sealer is not None:
+            body = self._sealer.state(entity_id, entity.version, self._adapter.schema, body)
         commit.snapshots.append(Snapshot(entity_id, entity.version, self._adapter.schema, body))
         self._changed[entity_id] = attrs.evolve(entity, saved=entity.version)
 
@@ -116,17 +122,30 @@ class Entities:
         self._cache.put(self._changed)
 
 
-def restore(adapter: AgentAdapter[Any], head: Head | None) -> Entity:
-    """An entity from its snapshot and the events after it."""
+def restore(adapter: AgentAdapter[Any], head: Head | None, sealer: ScopeSealer | None = None) -> Entity:
+    """An entity from its snapshot and the events after it.
+
+    Raises:
+        Poison: something of it is sealed and cannot be opened.
+    """
     if head is None:
         return Entity(0, b"", adapter.initial(), 0)
-    state = adapter.initial() if head.state is None else adapter.load(orjson.loads(head.state))
-    return Entity(head.version, head.chain, replayed(adapter, state, head.tail), head.state_version)
+    saved = head.state
+    if saved is not None and sealer is not None:
+        saved = sealer.opened_state(head.entity_id, head.state_version, head.state_schema, saved)
+    state = adapter.initial() if saved is None else adapter.load(orjson.loads(saved))
+    return Entity(head.version, head.chain, replayed(adapter, state, head.tail, sealer), head.state_version)
 
 
-def replayed(adapter: AgentAdapter[Any], state: Any, bodies: Sequence[bytes]) -> Any:
-    """`state` after the events of `bodies`."""
+def hashed(state: bytes, sealer: ScopeSealer | None) -> bytes:
+    """What of a dumped state goes into `state_hash`: its keyed digest, where a bare hash would tell what it is."""
+    return state if sealer is None else sealer.digest(state)
+
+
+def replayed(adapter: AgentAdapter[Any], state: Any, bodies: Sequence[bytes], sealer: ScopeSealer | None = None) -> Any:
+    """`state` after the events of `bodies`. Raises `Poison` as `restore`."""
     for body in bodies:
         event = orjson.loads(body)
-        state = adapter.apply(state, Event(event["name"], event["payload"]))
+        payload = event["payload"] if sealer is None else sealer.opened_payload(event)
+        state = adapter.apply(state, Event(event["name"], payload))
     return state

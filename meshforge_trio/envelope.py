@@ -386,13 +386,13 @@ def canonical(value: object) -> bytes:
         raise Poison(f"payload has no canonical form: {error}", code="not_canonical", field="payload") from error
 
 
-def payload_hash(command: CommandEnvelope) -> bytes:
-    """SHA-256 of what a key stands for: action, entity, expected version and payload.
+def payload_hash(command: CommandEnvelope, digest: Callable[[bytes], bytes] | None = None) -> bytes:
+    """SHA-256, or `digest`, of what a key stands for: action, entity, expected version and payload.
 
     Id, time and trace are left out: a re-send has its own.
     """
-    meaning = [command.action, command.entity_id, command.expected_version, command.payload]
-    return hashlib.sha256(canonical(meaning)).digest()
+    meaning = canonical([command.action, command.entity_id, command.expected_version, command.payload])
+    return hashlib.sha256(meaning).digest() if digest is None else digest(meaning)
 
 
 def traceparent(trace_id: str, span_id: str) -> str:

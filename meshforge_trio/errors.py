@@ -5,6 +5,7 @@
     │   ├── SessionLost     the broker session is over; a new one starts with recovery
     │   └── StoreFull       no space: roll back, stop pulling, resume when space returns
     ├── Poison          will never succeed (dead letter)
+    │   └── Erased          the keys of its tenant's payloads were destroyed
     ├── Refused         the agent or the runtime says no; stored, answered, not retried
     ├── Fenced          somebody else is the active engine: stop working on the scope
     ├── Stale           another commit came first: decide the turn anew
@@ -17,6 +18,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "Erased",
     "Fenced",
     "MeshForgeError",
     "Misconfigured",
@@ -57,6 +59,13 @@ class Poison(MeshForgeError):
         self.reason = reason
         self.code = code
         self.field = field
+
+
+class Erased(Poison):
+    """The keys of a tenant's payloads were destroyed: what they sealed cannot be read, and nothing more is sealed."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, code="erased", field="payload")
 
 
 class Refused(MeshForgeError):

@@ -17,6 +17,7 @@ import structlog
 import trio
 
 from meshforge_trio.broker.port import StoredMessage
+from meshforge_trio.codec import Sealer
 from meshforge_trio.envelope import EventEnvelope, decode_event
 from meshforge_trio.errors import Poison, SessionLost
 from meshforge_trio.subjects import EVENTS
@@ -68,11 +69,22 @@ class SeenIds:
 class EventFeed:
     """Made by `MeshClient.events`; one task iterates over it.
 
+    What cannot be opened comes as it is: `codec.is_sealed(event.payload)` tells.
+
     Waits for the next event as long as it takes, over lost connections too: the caller sets a deadline if it has one.
     """
 
-    def __init__(self, uplink: Uplink, tenant: str, workspace: str, subject: str, after_seq: int) -> None:
+    def __init__(
+        self,
+        uplink: Uplink,
+        tenant: str,
+        workspace: str,
+        subject: str,
+        after_seq: int,
+        sealer: Sealer | None = None,
+    ) -> None:
         self._uplink = uplink
+        self._sealer = sealer
         self._owner = (tenant, workspace)
         self._subject = subject
         #: Stream sequence of the last event given out: `events(after_seq=...)` goes on from there.
@@ -128,7 +140,7 @@ class EventFeed:
         if (event.tenant, event.workspace) != self._owner:
             _log.warning("event_of_another_workspace", subject=stored.subject, seq=stored.seq)
             return None
-        return event
+        return event if self._sealer is None else self._sealer.shown(event)
 
     async def _turn_page(self) -> None:
         wire = await self._uplink.wire()

@@ -70,7 +70,7 @@ def with_components(app: App, settings: Settings) -> App:
     """The app and what the settings switch on beside it."""
     if not settings.lock_manager or any(agent.name == LOCK_MANAGER for agent in app.agents):
         return app
-    return App([*app.agents, LockManagerAdapter()])
+    return attrs.evolve(app, agents=[*app.agents, LockManagerAdapter()])
 
 
 def serve(app: App, settings: Settings, *, probe: Probe = no_probe, worker: int = 0, workers: int = 1) -> int:

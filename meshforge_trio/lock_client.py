@@ -17,8 +17,9 @@ import trio
 
 from meshforge_trio.answers import CommandFailed, OutcomeUnknown
 from meshforge_trio.clock import SystemClock
+from meshforge_trio.codec import is_sealed
 from meshforge_trio.envelope import EventEnvelope, JsonObject
-from meshforge_trio.errors import MeshForgeError
+from meshforge_trio.errors import MeshForgeError, Misconfigured
 from meshforge_trio.locks import LOCK_MANAGER
 from meshforge_trio.policy import backoff
 
@@ -89,6 +90,7 @@ async def hold(
         LockLost: the lease could not be refreshed in time; the block was cancelled, or ended after its lease.
         CommandRefused: resource, owner or `ttl_s` are out of range.
         OutcomeUnknown: no answer within `wait_s` and a moment; the lease, if there is one, ends by itself.
+        Misconfigured: the answer is sealed, and this client has no codec.
     """
     held = await _acquired(mesh, resource_id, owner_id, ttl_s, wait_s)
     lost: str | None = None
@@ -136,6 +138,8 @@ async def _acquired(mesh: MeshClient, resource_id: str, owner_id: str, ttl_s: fl
             raise_for_refusal=True,
             answers=("acquired", "denied"),
         )
+        if is_sealed(answer.payload):
+            raise Misconfigured("the lock manager's answer is sealed: give the client its tenant's codec (`codecs`)")
         if answer.name == "acquired" and clock.elapsed() < asked + ttl_s:
             return HeldLock(resource_id, owner_id, answer.payload["fencing_token"], asked + ttl_s, clock)
         pause = next(waits)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, TypedDict
 
 from meshforge_trio.broker.port import Message
+from meshforge_trio.codec import Sealer
 from meshforge_trio.envelope import CommandEnvelope, decode_command, encode, traceparent
 from meshforge_trio.errors import Poison
 from meshforge_trio.intake import OWN_PREFIXES
@@ -36,8 +37,14 @@ def named(command: CommandEnvelope) -> str:
     return f"command {command.id} ({command.agent} {command.action}, key {command.idempotency_key})"
 
 
-def as_message(command: CommandEnvelope, signer: Signer | None = None) -> Message:
-    """The command as it is published, checked by reading it as the runtime will. Raises `Poison`."""
+def as_message(command: CommandEnvelope, signer: Signer | None = None, sealer: Sealer | None = None) -> Message:
+    """The command as it is published, checked by reading it as the runtime will.
+
+    Raises:
+        Poison: the runtime would not take it.
+        Erased: the keys to seal it with were destroyed.
+        Misconfigured: they cannot be read.
+    """
     scope = Scope.checked(command.tenant, command.workspace, command.agent)
     key = command.idempotency_key
     if key is not None and key.startswith(OWN_PREFIXES):
@@ -48,6 +55,9 @@ def as_message(command: CommandEnvelope, signer: Signer | None = None) -> Messag
         )
     body = encode(command)
     decode_command(body)
+    if sealer is not None:
+        sealer.follow()
+        body = encode(sealer.sealed(command))
     subject = command_subject(scope, command.action)
     headers = {} if signer is None else dict(signer.headers(subject, body))
     if command.trace_id is not None and command.span_id is not None:
@@ -55,12 +65,14 @@ def as_message(command: CommandEnvelope, signer: Signer | None = None) -> Messag
     return Message(subject, body, command.id, headers)
 
 
-def windows(commands: Sequence[CommandEnvelope], signer: Signer | None = None) -> Iterator[Sequence[Message]]:
+def windows(
+    commands: Sequence[CommandEnvelope], signer: Signer | None = None, sealer: Sealer | None = None
+) -> Iterator[Sequence[Message]]:
     """The messages of `commands`, in pieces that are bounded in number and bytes."""
     window: list[Message] = []
     size = 0
     for command in commands:
-        message = as_message(command, signer)
+        message = as_message(command, signer, sealer)
         if window and (len(window) == _WINDOW or size + len(message.body) > _WINDOW_BYTES):
             yield window
             window, size = [], 0

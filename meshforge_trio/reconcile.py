@@ -20,6 +20,7 @@ import attrs
 from meshforge_trio.broker.jetstream import JetStreamEventBus
 from meshforge_trio.broker.port import Broker, StoredMessage, StreamFacts
 from meshforge_trio.clock import Clock
+from meshforge_trio.codec import ScopeSealer
 from meshforge_trio.comparison import Gaps, regions
 from meshforge_trio.drafts import as_message
 from meshforge_trio.errors import Fenced, MeshForgeError, Misconfigured
@@ -209,7 +210,10 @@ class Reconciler:
         scope: Scope,
         clock: Clock,
         progress: Progress = lambda what, done, total: None,
+        sealer: ScopeSealer | None = None,
     ) -> None:
+        """`sealer` opens the payloads of what is taken over from the streams."""
+        self._sealer = sealer
         self._store = store
         self._broker = broker
         self._rows: ScopeStore = store.scope(scope)
@@ -248,7 +252,7 @@ class Reconciler:
         """
         done = Done()
         if right == "stream" and any(side.unknown for side in found.sides):
-            done.taken_over = await takeover(self._rows, found, self._term.epoch, self._progress)
+            done.taken_over = await takeover(self._rows, found, self._term.epoch, self._progress, self._sealer)
             found = await self._compared()
         if right != "stream" or found.confirmed is not None:
             await self._publish(found, done, right)

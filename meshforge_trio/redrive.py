@@ -15,6 +15,7 @@ from typing import Final
 import attrs
 import orjson
 
+from meshforge_trio.codec import ScopeSealer
 from meshforge_trio.drafts import Cause, Drafter, told
 from meshforge_trio.envelope import (
     CommandEnvelope,
@@ -25,7 +26,7 @@ from meshforge_trio.envelope import (
     decode_event,
     encode,
 )
-from meshforge_trio.errors import Refused
+from meshforge_trio.errors import Poison, Refused
 from meshforge_trio.intake import Incoming
 from meshforge_trio.plan import Verdict
 from meshforge_trio.store.port import DeadLetter, Output, Reading
@@ -112,8 +113,10 @@ class Fates:
     def _again(self, letter: DeadLetter, cause: Cause) -> Output:
         """The command of a dead letter under a new id; an event comes to this agent as a command that carries it."""
         msg_id = self._drafter.msg_id(cause, "command")
+        sealer = self._drafter.sealer
+        original = letter.body if sealer is None else self._opened(letter, sealer)
         if parse_subject(letter.subject).kind == "evt":
-            event = decode_event(letter.body)
+            event = decode_event(original)
             command = CommandEnvelope(
                 id=msg_id,
                 tenant=self._drafter.scope.tenant,
@@ -121,22 +124,29 @@ class Fates:
                 agent=self._drafter.scope.agent,
                 action=DELIVER,
                 idempotency_key=f"deliver~{msg_id}",
-                payload={"event": orjson.loads(letter.body)},
+                payload={"event": orjson.loads(original)},
                 security_context=SecurityContext(self._drafter.scope.agent, "agent"),
                 trace_id=event.trace_id,
             )
         else:
-            command = attrs.evolve(decode_command(letter.body), id=msg_id)
+            command = attrs.evolve(decode_command(original), id=msg_id)
         command = attrs.evolve(
             command,
             trace_id=command.trace_id or letter.trace_id or cause.trace_id,
             span_id=msg_id[:16],
             causation_id=None if cause.message is None else cause.message.id,
         )
-        body = encode(command)
+        body = encode(command if sealer is None else sealer.sealed(command))
         self._drafter.check_size(body, f"the redriven command {letter.key!r}")
         subject = command_subject(self._drafter.scope, command.action)
         return Output(0, "command", cause.key, msg_id, command.action, subject, msg_id, body, command.entity_id)
+
+    def _opened(self, letter: DeadLetter, sealer: ScopeSealer) -> bytes:
+        try:
+            return sealer.opened_body(letter.key, letter.body)
+        except Poison as error:
+            why_not = f"{letter.key!r} cannot be redriven: {error.reason}"
+            raise Refused(why_not, code="not_redrivable", field="key") from error
 
 
 def _text(payload: JsonObject, field: str) -> str:

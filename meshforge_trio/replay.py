@@ -14,6 +14,8 @@ import attrs
 import orjson
 
 from meshforge_trio.agent import AgentAdapter, Event
+from meshforge_trio.codec import ScopeSealer
+from meshforge_trio.entities import hashed, replayed
 from meshforge_trio.envelope import canonical
 from meshforge_trio.store.port import Head, Output, state_of_heads
 from meshforge_trio.subjects import Scope
@@ -102,12 +104,18 @@ class _Parted(Exception):
 
 
 async def replay_scope(
-    rows: StoredRows, adapter: AgentAdapter[Any], progress: Callable[[int], None] = lambda events: None
+    rows: StoredRows,
+    adapter: AgentAdapter[Any],
+    progress: Callable[[int], None] = lambda events: None,
+    sealer: ScopeSealer | None = None,
 ) -> ReplayReport:
     """Rebuild every entity of a scope from its events and compare with heads and snapshots.
 
     `progress` is called with the number of events replayed since its last call. An entity's replay ends at its first
-    difference; the others go on.
+    difference; the others go on. `sealer` opens what is sealed.
+
+    Raises:
+        Poison: something is sealed and does not open.
     """
     found: list[Difference] = []
     states: list[tuple[str, int, bytes, bytes]] = []
@@ -115,13 +123,13 @@ async def replay_scope(
     last = ""
     while heads := await rows.heads(last, _PAGE):
         for head in heads:
-            replay = _Replay(str(rows.scope), adapter, head)
+            replay = _Replay(str(rows.scope), adapter, head, sealer)
             difference = await _replay_entity(rows, replay, progress)
             if difference is not None:
                 found.append(difference)
             events += replay.version
             snapshots += replay.snapshots
-            states.append((head.entity_id, replay.version, replay.chain, replay.dumped()))
+            states.append((head.entity_id, replay.version, replay.chain, hashed(replay.dumped(), sealer)))
         last = heads[-1].entity_id
     parted = {difference.entity_id for difference in found}
     found += await _strays(rows, {entity_id: version for entity_id, version, *_ in states}, parted)
@@ -137,41 +145,51 @@ async def replay_scope(
 
 
 async def state_at(
-    rows: StoredRows, adapter: AgentAdapter[Any], entity_id: str, version: int | None = None
+    rows: StoredRows,
+    adapter: AgentAdapter[Any],
+    entity_id: str,
+    version: int | None = None,
+    sealer: ScopeSealer | None = None,
 ) -> EntityState:
     """The entity after its event of `version` (default: its last); that of an unknown entity is version 0.
 
     Where the entity has fewer events, the state after the last of them; compare versions to tell.
 
     Raises:
-        Poison: the agent cannot apply an event.
+        Poison: the agent cannot apply an event, or it is sealed and does not open.
     """
     state, reached, chain, last = adapter.initial(), 0, b"", 0
     while page := await rows.history(entity_id, last, _PAGE):
         for output in page:
             if version is not None and reached >= version:
                 return EntityState(reached, chain, state)
-            state = _applied(adapter, state, output.body)
+            state = replayed(adapter, state, [output.body], sealer)
             reached, chain = reached + 1, hashlib.sha256(chain + output.body).digest()
         last = page[-1].version or 0
     return EntityState(reached, chain, state)
 
 
-async def state_hash(rows: StoredRows, adapter: AgentAdapter[Any]) -> tuple[str, int]:
-    """`state_hash` of a scope and its number of entities, from heads, snapshots and the events after them."""
+async def state_hash(
+    rows: StoredRows, adapter: AgentAdapter[Any], sealer: ScopeSealer | None = None
+) -> tuple[str, int]:
+    """`state_hash` of a scope and its number of entities, from heads, snapshots and the events after them.
+
+    Raises:
+        Poison: something is sealed and does not open.
+    """
     states: list[tuple[str, int, bytes, bytes]] = []
     last = ""
     while heads := await rows.heads(last, _PAGE):
         for head in heads:
             state, version = adapter.initial(), 0
             if head.state is not None and head.state_schema == adapter.schema:
-                state, version = adapter.load(orjson.loads(head.state)), head.state_version
+                state, version = adapter.load(orjson.loads(_saved(head, head.state, sealer))), head.state_version
             # A head at its snapshot's version has no events after it, which spares most heads a look.
             while version < head.version and (page := await rows.history(head.entity_id, version, _PAGE)):
-                for output in page:
-                    state = _applied(adapter, state, output.body)
+                state = replayed(adapter, state, [output.body for output in page], sealer)
                 version = page[-1].version or head.version
-            states.append((head.entity_id, head.version, head.chain, canonical(adapter.dump(state))))
+            dumped = hashed(canonical(adapter.dump(state)), sealer)
+            states.append((head.entity_id, head.version, head.chain, dumped))
         last = heads[-1].entity_id
     return state_of_heads(states), len(states)
 
@@ -195,6 +213,7 @@ class _Replay:
     scope: str
     adapter: AgentAdapter[Any]
     head: Head
+    sealer: ScopeSealer | None = None
     version: int = 0
     chain: bytes = b""
     snapshots: int = 0
@@ -217,8 +236,9 @@ class _Replay:
         stored = {"id": output.event_id, "name": output.name, "entity_id": self.head.entity_id}
         if told != stored:
             raise self._parted("identity", output, str(told), str(stored))
+        payload = body["payload"] if self.sealer is None else self.sealer.opened_payload(body)
         try:
-            self.state = self.adapter.apply(self.state, Event(body["name"], body["payload"]))
+            self.state = self.adapter.apply(self.state, Event(body["name"], payload))
         except Exception as error:
             raise self._parted("apply", output, "a state", f"{type(error).__name__}: {error}") from error
         self.version, self.chain, self.last_id = version, chain, output.event_id
@@ -240,10 +260,10 @@ class _Replay:
         if self.head.state_schema != self.adapter.schema:
             return  # of another shape of state; the engine ignores it too
         self.snapshots += 1
-        replayed = self.dumped()
-        if replayed != recorded:
+        rebuilt, recorded = self.dumped(), _saved(self.head, recorded, self.sealer)
+        if rebuilt != recorded:
             raise self._parted(
-                "snapshot", output, hashlib.sha256(replayed).hexdigest(), hashlib.sha256(recorded).hexdigest()
+                "snapshot", output, hashlib.sha256(rebuilt).hexdigest(), hashlib.sha256(recorded).hexdigest()
             )
 
     def _parted(
@@ -262,9 +282,10 @@ class _Replay:
         return Difference(kind, self.scope, self.head.entity_id, version, event_id, expected, got)
 
 
-def _applied(adapter: AgentAdapter[Any], state: Any, body: bytes) -> Any:
-    event = orjson.loads(body)
-    return adapter.apply(state, Event(event["name"], event["payload"]))
+def _saved(head: Head, state: bytes, sealer: ScopeSealer | None) -> bytes:
+    if sealer is None:
+        return state
+    return sealer.opened_state(head.entity_id, head.state_version, head.state_schema, state)
 
 
 async def _strays(rows: StoredRows, replayed: Mapping[str, int], parted: Set[str]) -> list[Difference]:

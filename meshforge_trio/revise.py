@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from meshforge_trio.answers import Conflict
+from meshforge_trio.codec import is_sealed
 from meshforge_trio.envelope import EventEnvelope, JsonObject
 from meshforge_trio.errors import Misconfigured
 from meshforge_trio.policy import backoff
@@ -39,6 +40,7 @@ async def revise(
     while True:
         tries -= 1
         found = await mesh.call(agent, read, entity_id=entity_id, timeout_s=timeout_s, raise_for_refusal=True)
+        version = _version_of(found)
         payload = change(found)
         if payload is None:
             return None
@@ -48,7 +50,7 @@ async def revise(
                 action,
                 payload,
                 entity_id=entity_id,
-                expected_version=_version_of(found),
+                expected_version=version,
                 timeout_s=timeout_s,
                 raise_for_refusal=True,
             )
@@ -60,6 +62,8 @@ async def revise(
 
 
 def _version_of(found: EventEnvelope) -> int:
+    if is_sealed(found.payload):
+        raise Misconfigured(f"the answer of {found.agent} is sealed: give the client its tenant's codec (`codecs`)")
     version = found.payload.get("entity_version")
     if type(version) is not int:
         raise Misconfigured(

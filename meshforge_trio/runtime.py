@@ -27,9 +27,11 @@ import trio
 from meshforge_trio.agent import AgentAdapter
 from meshforge_trio.broker.port import Broker
 from meshforge_trio.clock import Clock, SystemClock
+from meshforge_trio.codec import Codecs
 from meshforge_trio.config import Settings
 from meshforge_trio.engine import RuntimeEngine
 from meshforge_trio.errors import Fenced, Misconfigured, Poison, SessionLost, Transient
+from meshforge_trio.keyring import codecs_of
 from meshforge_trio.metrics import WorkerMetrics
 from meshforge_trio.permissions import Permissions
 from meshforge_trio.points import Probe, no_probe
@@ -72,9 +74,10 @@ class NotDrained(Exception):
 
 @attrs.frozen
 class App:
-    """What `meshforge run` runs: the agents of every workspace."""
+    """What `meshforge run` runs: the agents of every workspace, and the codecs of tenants without a key ring."""
 
     agents: Sequence[AgentAdapter[Any]]
+    codecs: Codecs | None = None
 
     def scopes(self, workspaces: Sequence[str]) -> Sequence[tuple[Scope, AgentAdapter[Any]]]:
         """Each agent in each `tenant/workspace`.
@@ -151,6 +154,7 @@ class Runtime:
                 + ", ".join(sorted(agent.name for agent in app.agents))
             )
         access = Access(Permissions.of(settings.permissions), KeyRegistry.of(settings.signing_keys))
+        codecs = codecs_of(settings.codec_keys, app.codecs)
         signer = None if settings.signing_seed_file is None else Signer.from_file(settings.signing_seed_file)
         recoveries = trio.CapacityLimiter(_RECOVERIES_MAX)
         turnstile = turnstile if turnstile is not None else Turnstile()
@@ -165,6 +169,7 @@ class Runtime:
                 signer=signer,
                 recoveries=recoveries,
                 turnstile=turnstile,
+                codecs=codecs,
                 # Each scope has one worker that may claim it at once; the others leave it a moment.
                 first_claim_after_s=0.0 if i % workers == worker else 0.75,
             )

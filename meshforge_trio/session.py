@@ -19,11 +19,12 @@ from meshforge_trio.agent import AgentAdapter
 from meshforge_trio.asides import called
 from meshforge_trio.broker.port import Broker, Consumer, Message, PubAck
 from meshforge_trio.clock import Clock
+from meshforge_trio.codec import ScopeSealer
 from meshforge_trio.config import EngineSettings
 from meshforge_trio.deadlines import Deadlines
 from meshforge_trio.decide import Decider
 from meshforge_trio.drafts import Drafter, as_message
-from meshforge_trio.entities import Cache, Entities, Entity, restore
+from meshforge_trio.entities import Cache, Entities, Entity, hashed, restore
 from meshforge_trio.envelope import CommandEnvelope, canonical
 from meshforge_trio.errors import Fenced, SessionLost, Stale, Transient
 from meshforge_trio.intake import Incoming
@@ -82,6 +83,16 @@ class Session:
         """Whose session it is."""
         return self.rows.scope
 
+    @property
+    def sealer(self) -> ScopeSealer | None:
+        """What seals and opens payloads; `None` where the tenant has no codec."""
+        return self.drafter.sealer
+
+    @property
+    def erased(self) -> bool:
+        """Whether the tenant's keys were destroyed: no state of it can be read."""
+        return self.sealer is not None and self.sealer.erased is not None
+
     def check_lease(self) -> None:
         """Raise `Fenced` when this process's term ran out without being renewed."""
         if not self.store.lease_valid():
@@ -103,7 +114,7 @@ class Session:
         }
         reading = await self.rows.read(keys, unknown, sorted(resources))
         heads = {e: await self._usable(head) for e, head in reading.heads.items()}
-        self._entities = Entities(self.cache, self.adapter, heads)
+        self._entities = Entities(self.cache, self.adapter, heads, self.sealer)
         decider = Decider(
             adapter=self.adapter,
             drafter=self.drafter,
@@ -268,7 +279,7 @@ class Session:
         if not self.unwritten_mark and not clean:
             return
         self.probe(BEFORE_MARK)
-        state_hash = await self._state_hash() if clean else None
+        state_hash = await self._state_hash() if clean and not self.erased else None
         commit = Commit(self.lease.epoch, mark=self.mark, state_hash=state_hash, clean=clean)
         await self.rows.commit(commit, self.probe)
         self.unwritten_mark = False
@@ -283,7 +294,7 @@ class Session:
         last = ""
         while heads := await self.rows.heads(last, _HISTORY_PAGE):
             for entity_id, entity in await self.entities([head.entity_id for head in heads]):
-                state = canonical(self.adapter.dump(entity.state))
+                state = hashed(canonical(self.adapter.dump(entity.state)), self.sealer)
                 states.append((entity_id, entity.version, entity.chain, state))
             last = heads[-1].entity_id
             if len(states) > self.settings.state_hash_entities_max:
@@ -298,7 +309,7 @@ class Session:
         for entity_id in entity_ids:
             entity = self.cache.get(entity_id)
             if entity is None:
-                entity = restore(self.adapter, await self._usable(read[entity_id]))
+                entity = restore(self.adapter, await self._usable(read[entity_id]), self.sealer)
             found.append((entity_id, entity))
         return found
 

@@ -15,6 +15,7 @@ import trio
 from meshforge_trio.answers import Sent
 from meshforge_trio.broker.bridge import ConnectOptions
 from meshforge_trio.client import CommandFields, MeshClient, open_client
+from meshforge_trio.codec import Codecs
 from meshforge_trio.envelope import EventEnvelope, JsonObject, SecurityContext
 from meshforge_trio.signing import Signer
 
@@ -40,9 +41,16 @@ class SyncMeshClient:
         workspace: str,
         principal: SecurityContext,
         signer: Signer | None = None,
+        codecs: Codecs | None = None,
     ) -> None:
         self._open = partial(
-            open_client, server, tenant=tenant, workspace=workspace, principal=principal, signer=signer
+            open_client,
+            server,
+            tenant=tenant,
+            workspace=workspace,
+            principal=principal,
+            signer=signer,
+            codecs=codecs,
         )
         # A daemon, so that a script which never gets to close it can still end.
         self._thread = threading.Thread(target=self._run, name="meshforge-client", daemon=True)

@@ -16,8 +16,9 @@ import attrs
 import orjson
 
 from meshforge_trio.broker.port import StoredMessage
+from meshforge_trio.codec import ScopeSealer, is_sealed
 from meshforge_trio.drafts import Cause, Drafter
-from meshforge_trio.envelope import decode_event
+from meshforge_trio.envelope import EventEnvelope, decode_event
 from meshforge_trio.errors import Misconfigured, Poison
 from meshforge_trio.points import no_probe
 from meshforge_trio.store.port import Commit, DeadLetter, Head, KeyRecord, Kind, Outcome, Output, ScopeStore
@@ -81,15 +82,23 @@ def belongs(message: StoredMessage, scope: Scope) -> bool:
     return True
 
 
-async def takeover(rows: ScopeStore, found: Compared, epoch: int, progress: Callable[[str, int, int], None]) -> int:
+async def takeover(
+    rows: ScopeStore,
+    found: Compared,
+    epoch: int,
+    progress: Callable[[str, int, int], None],
+    sealer: ScopeSealer | None = None,
+) -> int:
     """Write the decisions whose outputs are unknown into the store; return how many outputs that were.
+
+    `sealer` opens their payloads, which say of which version of its entity an event is.
 
     Raises:
         Misconfigured: a message was not published by this project's runtime for this agent, a decision does not
             continue its entity, or its key has another outcome in the store. Nothing was written.
         Fenced, StoreFull, StoreBroken: see `ScopeStore.commit`. What was committed before stays taken over.
     """
-    decisions = _decisions(found)
+    decisions = _decisions(found, sealer)
     commits = _planned(found, decisions, await _Standing.read(rows, decisions), epoch)
     total = sum(len(commit.outputs) for commit in commits)
     done = 0
@@ -206,13 +215,13 @@ class _Standing:
                     self.keys.pop(fate[0], None)
 
 
-def _decisions(found: Compared) -> list[_Decision]:
+def _decisions(found: Compared, sealer: ScopeSealer | None) -> list[_Decision]:
     """The unknown messages by decision, in the order in which the stream holds the first of each.
 
     Raises:
         Misconfigured: one was not published by this project's runtime for this agent.
     """
-    drafter = Drafter(found.scope, 0)
+    drafter = Drafter(found.scope, 0, sealer)
     decisions: dict[tuple[str, int, str], _Decision] = {}
     placed: dict[tuple[str, int, str], list[tuple[int, Output, Mapping[str, Any]]]] = {}
     for message in found.events.unknown:
@@ -249,6 +258,7 @@ def _read_event(
         event = decode_event(message.body)
     except Poison as error:
         raise _foreign(scope, message, error.reason) from error
+    event = _opened(event, drafter.sealer, scope)
     key, mismatch = event.idempotency_key, None
     origin = _origin(drafter, key, message.msg_id) if key is not None else None
     kind: Kind
@@ -264,6 +274,18 @@ def _read_event(
         0, kind, key, event.id, event.name, message.subject, message.msg_id, message.body, event.entity_id, version
     )
     return output, event.payload, number, generation, mismatch
+
+
+def _opened(event: EventEnvelope, sealer: ScopeSealer | None, scope: Scope) -> EventEnvelope:
+    if not is_sealed(event.payload):
+        return event
+    try:
+        if sealer is not None:
+            return sealer.opened(event)
+        why = "no key ring is named in `codec_keys`"
+    except Poison as error:
+        why = error.reason
+    raise Misconfigured(f"{scope}: event {event.id} is sealed, so nothing can be taken over: {why}")
 
 
 def _origin(drafter: Drafter, key: str, msg_id: str) -> tuple[Kind, int, int] | None:

@@ -18,8 +18,9 @@ from chaos.checkers.struck import Strikes
 from chaos.evidence import Evidence, Sent, envelope_of
 from chaos.history import Record
 from chaos.rows import KeyRow, Letter, MarkRow, OutputRow
+from chaos.sealing import meaning_of, shown
 from meshforge_trio.broker.port import StoredMessage
-from meshforge_trio.envelope import CommandEnvelope, decode_command, payload_hash
+from meshforge_trio.envelope import CommandEnvelope, decode_command
 from meshforge_trio.errors import Poison
 from meshforge_trio.subjects import EVENTS, FAILED, Scope, parse_subject
 
@@ -138,7 +139,7 @@ class Clues:
             asked = found[sent.scope, sent.key]
             asked.ids.add(sent.command.id)
             asked.digests.add(sent.digest)
-            asked.commands.append(sent.command)
+            asked.commands.append(shown(sent.command))
         for record in self.evidence.history:
             scope = scope_of(record["subject"]) if record.kind == "send" else None
             if scope is not None:
@@ -149,8 +150,8 @@ class Clues:
                 target = Scope(command.tenant, command.workspace, command.agent)
                 asked = found[target, command.idempotency_key or ""]
                 asked.ids.add(command.id)
-                asked.digests.add(payload_hash(command))
-                asked.commands.append(command)
+                asked.digests.add(meaning_of(command))
+                asked.commands.append(shown(command))
         return dict(found)
 
     @cached_property
@@ -264,7 +265,7 @@ class Clues:
         asked = self.asked.get((row.scope, row.key))
         if record is None or asked is None:
             return []
-        return [command for command in asked.commands if payload_hash(command) == record.payload_hash]
+        return [command for command in asked.commands if meaning_of(command) == record.payload_hash]
 
     # -- what the streams hold ---------------------------------------------------------------------------------
 

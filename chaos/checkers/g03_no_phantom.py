@@ -17,8 +17,9 @@ from chaos.checkers.clues import Asked, Clues, read_envelope
 from chaos.checkers.fates import Fate
 from chaos.evidence import Evidence, envelope_of
 from chaos.rows import KeyRow, Letter, OutputRow
+from chaos.sealing import meaning_of, original
 from meshforge_trio.broker.port import StoredMessage
-from meshforge_trio.envelope import decode_command, payload_hash
+from meshforge_trio.envelope import decode_command
 from meshforge_trio.errors import Poison
 from meshforge_trio.subjects import DELIVER, DISCARD, EVENTS, FAILED, REDRIVE, Scope
 
@@ -68,14 +69,15 @@ def _unlike_its_letter(clues: Clues, fate: Fate) -> Iterator[str]:
 
 def _is_again(letter: Letter, again: OutputRow) -> bool:
     """Whether a command is that of a dead letter; an event comes in a command that carries it to this agent."""
+    body = original(letter.scope, letter.key, letter.body)
     if letter.subject.startswith("evt."):
         told = envelope_of(again).get("payload")
-        return again.name == DELIVER and told == {"event": orjson.loads(letter.body)}
+        return again.name == DELIVER and told == {"event": orjson.loads(body)}
     try:
-        first, second = decode_command(letter.body), decode_command(again.body)
+        first, second = decode_command(body), decode_command(again.body)
     except Poison:
         return False
-    same = (first.idempotency_key, payload_hash(first)) == (second.idempotency_key, payload_hash(second))
+    same = (first.idempotency_key, meaning_of(first)) == (second.idempotency_key, meaning_of(second))
     return same and again.subject == letter.subject and first.id != second.id
 
 

@@ -39,6 +39,7 @@ _COMMANDS: Final[Mapping[str, str]] = {
     "backup": "keep:backup",
     "restore": "keep:restore",
     "verify": "keep:verify",
+    "keys": "keys:keys",
     "nats": "serve:nats",
     "nats-config": "accounts:nats_config",
     "schema": "schema:schema",

@@ -200,12 +200,12 @@ def export(file: str, force: bool, **given: Any) -> int:
     """Write dead letters with their originals to FILE, `-` for stdout, as JSON lines.
 
     `payload` and `headers` are text where they are UTF-8, else base64; `payload_encoding` says which. FILE is there
-    whole or not at all.
+    whole or not at all. What is sealed stays so.
     """
     chosen = _selection(given)
     count = 0
     with read_stores(chosen.common.settings) as store, _target(file, force=force) as target:
-        for rows, letter in chosen.letters(store):
+        for rows, letter in chosen.letters(store, as_stored=True):
             target.write(orjson.dumps(as_document(rows.scope, letter)) + b"\n")
             count += 1
     click.echo(f"{count} written to {'stdout' if file == '-' else file}", err=True)

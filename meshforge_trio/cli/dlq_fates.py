@@ -31,12 +31,13 @@ from meshforge_trio.cli.options import (
 from meshforge_trio.cli.reader import ScopeFile, StoreFile, read_store, read_stores
 from meshforge_trio.client import MeshClient, open_client
 from meshforge_trio.clock import SystemClock
+from meshforge_trio.codec import ScopeSealer
 from meshforge_trio.dead_letters import ENDS, Answer, Fate, Forecaster, Item, ask, entity_of
 from meshforge_trio.envelope import SecurityContext
 from meshforge_trio.errors import Poison
 from meshforge_trio.launch import connect_options
 from meshforge_trio.policy import ExitCode, worst
-from meshforge_trio.store.port import DeadLetter, DeadState
+from meshforge_trio.store.port import Attempt, DeadLetter, DeadState
 from meshforge_trio.subjects import Scope
 
 __all__ = ["discard", "rate", "redrive"]
@@ -211,9 +212,16 @@ def _forecasts(
                 continue
             if forecaster is None:
                 hold_entity = common.settings.retry_of(scope.agent).hold_entity
-                forecaster = Forecaster(rows.attempts(), hold_entity=hold_entity)
+                forecaster = Forecaster(_attempts(common, rows), hold_entity=hold_entity)
             made = forecaster.forecast(letter, rows.read(letter.key, entity_of(letter)))
             yield scope, made.prediction, made.why, letter
+
+
+def _attempts(common: Common, rows: ScopeFile) -> Sequence[Attempt]:
+    sealer = ScopeSealer.of_scope(common.codecs(), rows.scope)
+    if sealer is None:
+        return rows.attempts()
+    return [attrs.evolve(row, error=sealer.opened_text(row.key, row.error)) for row in rows.attempts()]
 
 
 # -- doing it --------------------------------------------------------------------------------------------------
@@ -265,6 +273,7 @@ async def _settle_each(order: _Order, items: Sequence[Item], tell: Callable[[Ite
                 workspace=workspace,
                 principal=principal,
                 signer=signer_of(own),
+                codecs=order.common.codecs(),
             ) as client:
                 for item in group:
                     await trio.sleep_until(slot)

@@ -20,7 +20,8 @@ from rich.text import Text
 
 from meshforge_trio.cli.options import Common, checked_scope
 from meshforge_trio.cli.reader import ScopeFile, StoreFiles
-from meshforge_trio.dead_letters import Wanted
+from meshforge_trio.codec import ScopeSealer
+from meshforge_trio.dead_letters import Wanted, shown
 from meshforge_trio.errors import Misconfigured
 from meshforge_trio.store.port import DeadLetter
 
@@ -116,12 +117,18 @@ class Selection:
             if here and self.agent in (None, scope.agent):
                 yield store.rows(scope)
 
-    def letters(self, store: StoreFiles) -> Iterator[tuple[ScopeFile, DeadLetter]]:
-        """The dead letters that are meant, scope by scope, each in the order in which they died."""
+    def letters(self, store: StoreFiles, *, as_stored: bool = False) -> Iterator[tuple[ScopeFile, DeadLetter]]:
+        """The dead letters that are meant, scope by scope, each in the order in which they died.
+
+        What is sealed in them is opened, so far as there are keys, unless they are wanted `as_stored`.
+        """
+        codecs = self.common.codecs()
         for rows in self.scopes(store):
+            sealer = ScopeSealer.of_scope(codecs, rows.scope)
             for letter in rows.dead_letters():
-                if self.wanted.takes(letter, self.now):
-                    yield rows, letter
+                opened = shown(letter, sealer)
+                if self.wanted.takes(opened, self.now):
+                    yield rows, letter if as_stored else opened
 
     def named(self, store: StoreFiles) -> Sequence[tuple[ScopeFile, DeadLetter]]:
         """As `letters`, where keys were given: of each key its newest generation.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
+import attrs
 import click
 import orjson
 import trio
@@ -21,6 +23,7 @@ from meshforge_trio.cli.options import (
     workspace_option,
 )
 from meshforge_trio.cli.reader import ScopeFile, read_store, read_stores
+from meshforge_trio.codec import ScopeSealer
 from meshforge_trio.launch import adapter_of, load_app, with_components
 from meshforge_trio.policy import ExitCode
 from meshforge_trio.replay import state_at
@@ -44,9 +47,10 @@ def events(agent: str | None, entity: str | None, after: int, every: bool, **giv
     """List events as they are stored, in the order of their publication, or of one entity by version.
 
     Reads the file beside a running worker. With --json, one line per event: number, kind, version, chain and the
-    envelope.
+    envelope. Sealed payloads are opened with the key rings of the settings; the chain is over what is stored.
     """
     common = Common.take(given, log_level="warning")
+    codecs = common.codecs()
     if entity is not None and agent is None:
         raise click.UsageError("--entity needs --agent")
     with read_stores(common.settings if agent is None else common.here) as store:
@@ -54,16 +58,23 @@ def events(agent: str | None, entity: str | None, after: int, every: bool, **giv
         if "workspaces" in common.flags:
             scopes = [scope for scope in scopes if (scope.tenant, scope.workspace) == common.workspace]
         for scope in scopes:
-            trio.run(_list, store.rows(scope), entity, after, every, common.as_json)
+            shown = partial(_shown, sealer=ScopeSealer.of_scope(codecs, scope))
+            trio.run(_list, store.rows(scope), entity, after, every, common.as_json, shown)
     return ExitCode.OK
 
 
-async def _list(rows: ScopeFile, entity: str | None, after: int, every: bool, as_json: bool) -> None:
+def _shown(output: Output, sealer: ScopeSealer | None) -> Output:
+    return output if sealer is None else attrs.evolve(output, body=sealer.shown_body(output.body))
+
+
+async def _list(
+    rows: ScopeFile, entity: str | None, after: int, every: bool, as_json: bool, open_: Callable[[Output], Output]
+) -> None:
     # A pipe has no width: nothing is folded for it.
     console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=_PIPE_WIDTH)
     while page := await _page(rows, entity, after):
         after = page[-1].n if entity is None else page[-1].version or 0
-        shown = [output for output in page if every or output.kind == "event"]
+        shown = [open_(output) for output in page if every or output.kind == "event"]
         if as_json:
             for output in shown:
                 print_json({"scope": str(rows.scope), **_as_document(output)})
@@ -112,13 +123,16 @@ def _table(title: str, outputs: Sequence[Output]) -> Table:
 def state(agent: str, entity: str, app: str, version: int | None, **given: Any) -> int:
     """Rebuild the state of an ENTITY of an AGENT from its events.
 
-    Reads the file beside a running worker. Exit code 1 when there is no such entity or version.
+    Reads the file beside a running worker. Exit code 1 when there is no such entity or version, or when its events
+    are sealed and do not open.
     """
     common = Common.take(given, log_level="warning")
     scope = checked_scope(common, agent)
-    adapter = adapter_of(with_components(load_app(app), common.settings), agent)
+    loaded = with_components(load_app(app), common.settings)
+    adapter = adapter_of(loaded, agent)
+    sealer = ScopeSealer.of_scope(common.codecs(loaded), scope)
     with read_store(common.here.store) as store:
-        found = trio.run(state_at, store.rows(scope), adapter, entity, version)
+        found = trio.run(state_at, store.rows(scope), adapter, entity, version, sealer)
     if found.version == 0 or (version is not None and found.version < version):
         has = f"has version {found.version}, not {version}" if found.version else "has no events"
         click.echo(f"meshforge: {scope}: entity {entity!r} {has}", err=True)

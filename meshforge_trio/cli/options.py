@@ -13,8 +13,11 @@ import click
 import orjson
 import trio
 
+from meshforge_trio.codec import Codecs
 from meshforge_trio.config import LogLevel, Settings, load_settings
 from meshforge_trio.errors import Misconfigured, Poison
+from meshforge_trio.keyring import codecs_of
+from meshforge_trio.runtime import App
 from meshforge_trio.signing import Signer
 from meshforge_trio.subjects import Scope
 from meshforge_trio.telemetry import set_up_logging
@@ -81,6 +84,10 @@ class Common:
     def here(self) -> Settings:
         """What holds for the tenant of the first workspace: its store, its log-in at the broker."""
         return self.settings.of_tenant(self.workspace[0])
+
+    def codecs(self, app: App | None = None) -> Codecs | None:
+        """The codecs of settings and app. Raises `Misconfigured`: a key ring cannot be read."""
+        return codecs_of(self.settings.codec_keys, None if app is None else app.codecs)
 
     @staticmethod
     def take(given: dict[str, Any], *, log_level: LogLevel | None = None) -> Common:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
 import apsw
+import attrs
 
 from meshforge_trio.config import Settings
 from meshforge_trio.errors import Misconfigured
@@ -19,13 +20,23 @@ from meshforge_trio.store.port import Attempt, DeadLetter, Head, Mark, Output, R
 from meshforge_trio.store.schema import MIGRATIONS, SCOPE_SHIFT, translated
 from meshforge_trio.subjects import Scope
 
-__all__ = ["StoreFile", "StoreFiles", "read_store", "read_stores"]
+__all__ = ["SealedRows", "StoreFile", "StoreFiles", "read_store", "read_stores"]
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
 
 _BUSY_TIMEOUT_MS: Final = 5_000
 _PAGE: Final = 500
+
+
+@attrs.frozen
+class SealedRows:
+    """How much of a scope only its tenant's keys can read."""
+
+    outputs: int
+    entities: int
+    snapshots: int
+    dead: int
 
 
 class StoreFile:
@@ -133,6 +144,22 @@ class ScopeFile:
         sql = "SELECT coalesce(sum(version), 0) FROM heads WHERE scope = ?"
         ((count,),) = self._connection.execute(sql, (self._number,))
         return int(count)
+
+    def sealed(self) -> SealedRows:
+        """How many of the rows are sealed."""
+        base = self._number << SCOPE_SHIFT
+        span = (base, base + (1 << SCOPE_SHIFT))
+        outputs = (
+            "SELECT count(*), count(DISTINCT entity_id) FROM outputs"
+            ' WHERE id > ? AND id < ? AND instr(body, CAST(\'"payload":{"$sealed":\' AS BLOB))'
+        )
+        (found,) = self._connection.execute(outputs, span)
+        counts = []
+        for table, column in (("snapshots", "state"), ("dead_letters", "body")):
+            sql = f"SELECT count(*) FROM {table} WHERE scope = ? AND instr({column}, CAST('{{\"$sealed\":' AS BLOB))"  # noqa: S608
+            ((count,),) = self._connection.execute(sql, (self._number,))
+            counts.append(count)
+        return SealedRows(*found, *counts)
 
     def read(self, key: str, entity_id: str | None) -> Reading:
         """The record of a key and the head of an entity, so far as there are such."""

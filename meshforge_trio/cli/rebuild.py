@@ -14,8 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from meshforge_trio.agent import AgentAdapter
 from meshforge_trio.cli.options import Common, common_options, print_json, store_option, workspaces_option
 from meshforge_trio.cli.reader import ScopeFile, StoreFiles, read_stores
+from meshforge_trio.codec import ScopeSealer
 from meshforge_trio.config import Settings
-from meshforge_trio.errors import Misconfigured
+from meshforge_trio.errors import Misconfigured, Poison
 from meshforge_trio.launch import adapter_of, load_app, with_components
 from meshforge_trio.policy import ExitCode
 from meshforge_trio.replay import ReplayReport, replay_scope, state_hash
@@ -39,11 +40,12 @@ def replay(app: str, scope: str | None, **given: Any) -> int:
     """Rebuild every entity from its events and compare with what the store recorded: chains, versions, snapshots,
     and the state the last engine had in memory when it drained.
 
-    Exit code 1 when something differs; the first event that does is named.
+    Exit code 1 when something differs, the first event that does is named; or when payloads are sealed and do not open.
     """
     common = Common.take(given, log_level="warning")
     loaded = with_components(load_app(app), common.settings)
     reports: list[ReplayReport] = []
+    closed: list[str] = []
     with read_stores(_meant(scope, common)) as store:
         chosen = [store.rows(each) for each in _chosen(store, scope, common)]
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -52,10 +54,19 @@ def replay(app: str, scope: str | None, **given: Any) -> int:
             for rows in chosen:
                 task = bar.add_task(str(rows.scope), total=rows.event_count())
                 adapter = adapter_of(loaded, rows.scope.agent)
-                report = trio.run(replay_scope, rows, adapter, lambda events, t=task: bar.advance(t, events))
+                sealer = ScopeSealer.of_scope(common.codecs(loaded), rows.scope)
+                try:
+                    report = trio.run(
+                        replay_scope, rows, adapter, lambda events, t=task: bar.advance(t, events), sealer
+                    )
+                except Poison as error:
+                    closed.append(f"{rows.scope} cannot be replayed: {error.reason}")
+                    continue
                 reports.append(report.against(rows.recorded_state_hash()))
     _report(reports, as_json=common.as_json)
-    return ExitCode.FAILED if any(report.first_difference for report in reports) else ExitCode.OK
+    for line in closed:
+        click.echo(f"meshforge: {line}", err=True)
+    return ExitCode.FAILED if closed or any(report.first_difference for report in reports) else ExitCode.OK
 
 
 def _report(reports: Sequence[ReplayReport], *, as_json: bool) -> None:
@@ -81,18 +92,25 @@ def _report(reports: Sequence[ReplayReport], *, as_json: bool) -> None:
 def hash_(app: str, scope: str | None, **given: Any) -> int:
     """Print the state_hash of each scope: SHA-256 over its entities' versions, chains and states.
 
-    Equal histories have equal hashes, in whatever process they are computed.
+    Equal histories have equal hashes, in whatever process they are computed. Where payloads are sealed the states in it
+    are keyed digests, so it needs the key ring; exit code 1 where that is gone.
     """
     common = Common.take(given, log_level="warning")
     loaded = with_components(load_app(app), common.settings)
+    code = ExitCode.OK
     with read_stores(_meant(scope, common)) as store:
         for each in _chosen(store, scope, common):
-            _print_hash(store.rows(each), adapter_of(loaded, each.agent), as_json=common.as_json)
-    return ExitCode.OK
+            sealer = ScopeSealer.of_scope(common.codecs(loaded), each)
+            try:
+                _print_hash(store.rows(each), adapter_of(loaded, each.agent), sealer, as_json=common.as_json)
+            except Poison as error:
+                click.echo(f"meshforge: {each} has no state_hash: {error.reason}", err=True)
+                code = ExitCode.FAILED
+    return code
 
 
-def _print_hash(rows: ScopeFile, adapter: AgentAdapter[Any], *, as_json: bool) -> None:
-    digest, entities = trio.run(state_hash, rows, adapter)
+def _print_hash(rows: ScopeFile, adapter: AgentAdapter[Any], sealer: ScopeSealer | None, *, as_json: bool) -> None:
+    digest, entities = trio.run(state_hash, rows, adapter, sealer)
     if as_json:
         print_json({"scope": str(rows.scope), "entities": entities, "state_hash": digest})
     else:

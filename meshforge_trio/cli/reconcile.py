@@ -26,6 +26,7 @@ from meshforge_trio.cli.options import (
 )
 from meshforge_trio.cli.reader import read_store
 from meshforge_trio.clock import SystemClock
+from meshforge_trio.codec import ScopeSealer
 from meshforge_trio.engine import stream_specs
 from meshforge_trio.errors import Poison
 from meshforge_trio.launch import connect_options
@@ -164,7 +165,8 @@ class _Run:
 
     async def _act_on(self, store: SQLiteEventStore, broker: JetStreamBroker, scope: Scope) -> str:
         with _progress(self._common.as_json) as progress:
-            reconciler = Reconciler(store, broker, scope, SystemClock(), progress)
+            sealer = ScopeSealer.of_scope(self._common.codecs(), scope)
+            reconciler = Reconciler(store, broker, scope, SystemClock(), progress, sealer)
             try:
                 found = await reconciler.begin()
             except InUse as error:

@@ -46,7 +46,10 @@ _LIMITS: Final[Mapping[str, JsonObject]] = {
     "trace_id": _pattern(envelope._TRACE),
     "span_id": _pattern(envelope._SPAN),
     "schema_version": {"const": 1},
-    "payload": {"description": "Numbers must be finite, integers must fit 64 bits."},
+    "payload": {
+        "description": "Numbers must be finite, integers must fit 64 bits. A sealed one is an object with the field "
+        "$sealed alone: the id of its key, and bytes in base64url."
+    },
 }
 _TYPES: Final[Mapping[Any, str]] = {str: "string", int: "integer", float: "number", JsonObject: "object"}
 

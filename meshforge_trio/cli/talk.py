@@ -185,7 +185,12 @@ def _with_client(
             nursery.start_soon(cancel_on_signal, nursery.cancel_scope)
             options = connect_options(common.here)
             async with open_client(
-                options, tenant=tenant, workspace=workspace, principal=principal, signer=signer
+                options,
+                tenant=tenant,
+                workspace=workspace,
+                principal=principal,
+                signer=signer,
+                codecs=common.codecs(),
             ) as client:
                 results.append(await talk(client))
             nursery.cancel_scope.cancel()

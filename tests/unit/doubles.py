@@ -11,6 +11,7 @@ import trio
 
 from meshforge_trio.agent import Agent, AgentAdapter, Context, Event, Reply, Send
 from meshforge_trio.broker.port import Delivery
+from meshforge_trio.codec import Codecs, ScopeSealer
 from meshforge_trio.decide import Decider
 from meshforge_trio.drafts import Drafter
 from meshforge_trio.entities import Cache, Entities
@@ -122,6 +123,7 @@ class Desk:
     generations: dict[str, int] = attrs.field(factory=dict)
     dead: dict[str, DeadLetter] = attrs.field(factory=dict)
     fences: dict[str, int] = attrs.field(factory=dict)
+    codecs: Codecs | None = None
     waiting: Waiting = attrs.field(init=False)
     cache: Cache = attrs.field(factory=lambda: Cache(100))
     _seq: int = 0
@@ -130,6 +132,11 @@ class Desk:
 
     def __attrs_post_init__(self) -> None:
         self.waiting = Waiting([], self.policy, self.held_max)
+
+    @property
+    def sealer(self) -> ScopeSealer | None:
+        """Of a session that begins now."""
+        return ScopeSealer.of_scope(self.codecs, self.scope)
 
     def read(self, message: CommandEnvelope | EventEnvelope, *, subject: str = "", headers: bytes = b"") -> Incoming:
         """The message as it arrives next."""
@@ -142,7 +149,7 @@ class Desk:
         seq = self._put_back.get((subject, body), self._seq + 1)
         self._seq = max(self._seq, seq)
         arrived = delivery(subject, body, seq, headers=headers, stream=stream)
-        return read_delivery(arrived, self.scope, self.adapter)
+        return read_delivery(arrived, self.scope, self.adapter, sealer=self.sealer)
 
     def reading(self) -> Reading:
         """What the store has of everything."""
@@ -159,8 +166,8 @@ class Desk:
         return self.outputs[record.first_n - 1 : record.last_n]
 
     async def decide(self, *batch: Incoming) -> tuple[Plan, Entities]:
-        drafter = Drafter(self.scope, self.body_max)
-        entities = Entities(self.cache, self.adapter, self.heads)
+        drafter = Drafter(self.scope, self.body_max, self.sealer)
+        entities = Entities(self.cache, self.adapter, self.heads, self.sealer)
         decider = Decider(
             adapter=self.adapter,
             drafter=drafter,
@@ -222,7 +229,7 @@ class Desk:
 
     def total(self, entity_id: str = "a") -> object:
         """The state of an entity as the next command would see it."""
-        return Entities(self.cache, self.adapter, self.heads).working(entity_id).state
+        return Entities(self.cache, self.adapter, self.heads, self.sealer).working(entity_id).state
 
 
 def outcomes(plan: Plan) -> list[str]:

@@ -35,6 +35,8 @@ class _LosingSession:
 
     consumers: ClassVar = {"COMMANDS": _Consumer()}
     adapter = counter
+    sealer = None
+    erased = False
 
     def check_lease(self) -> None:
         raise Fenced("the lease ran out")

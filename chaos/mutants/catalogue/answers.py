@@ -48,8 +48,21 @@ MUTANTS: Final[Sequence[Mutant]] = (
         grounds.refusals,
         Edit(
             "meshforge_trio.decide",
-            '        if first not in (b"", incoming.hash):\n            return self._mismatch(incoming)\n',
+            '        if first not in (b"", incoming.hash) and not self._drafter.may_stand_for(first, incoming):\n'
+            "            return self._mismatch(incoming)\n",
             "",
+        ),
+    ),
+    mutant(
+        "hash-of-the-sealed",
+        "R4",
+        "G3",
+        "Takes a key to stand for the bytes a client has sealed: sent again under another id, they are others.",
+        grounds.sealed_and_sent_again,
+        Edit(
+            "meshforge_trio.intake",
+            "payload_hash(command, sealer.digest)",
+            "payload_hash(decode_command(delivery.body), sealer.digest)",
         ),
     ),
     mutant(

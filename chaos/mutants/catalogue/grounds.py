@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+import attrs
+
+from chaos import sealing
 from chaos.case import Case
 from chaos.evidence import Sent
 from chaos.plan import parse_plan
@@ -43,6 +46,7 @@ __all__ = [
     "refused_for_now",
     "replayed",
     "rotten_stream",
+    "sealed_and_sent_again",
     "sent_again",
     "set_aside_beyond_the_window",
     "stopped_before_hold",
@@ -54,6 +58,7 @@ _ALONE: Final = "chaos.agents:counter_only"
 _OTHER: Final = Scope("other", "demo", "counter")
 _LOCKS: Final = Scope("default", "demo", "sys_lock_manager")
 _BOTH: Final = ("default/demo", "other/demo")
+_SEALED: Final = ("default/demo", f"{sealing.TENANT}/demo")
 #: How long the streams remember a Msg-Id where that matters, and a downtime well beyond it. Seconds.
 _WINDOW_S: Final = 1.0
 _BEYOND_S: Final = 2.0
@@ -123,6 +128,19 @@ def killed_before_ack() -> Case:
 
 
 # -- sent again, and time beyond the window ------------------------------------------------------------------------
+
+
+def sealed_and_sent_again() -> Case:
+    """The same of a tenant with a codec, whose client seals anew what it sends again."""
+    scope = attrs.evolve(SCOPE, tenant=sealing.TENANT)
+    by = sealing.sealer(scope.tenant)
+    assert by is not None
+    sent = [
+        attrs.evolve(each, command=by.sealed(each.command), key=each.key, digest=each.digest)
+        for each in _adds(1, 3, scope=scope)
+    ]
+    plan = "worker#1:after_ack@2=kill; client:worker#2.received@1=resend"
+    return _case("sealed-and-sent-again", sent, plan, app="chaos.agents:counter_sealed", workspaces=_SEALED)
 
 
 def sent_again() -> Case:
