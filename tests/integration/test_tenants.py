@@ -180,8 +180,11 @@ def test_an_io_error_stops_its_tenant_alone_and_is_not_tried_again(two: Sites, w
         clients["acme"].send("order", "fail", {"what": what, "file": file}, entity_id="o-1", idempotency_key="k-1")
         given_up(running, "acme", "acme.db", ExitCode.STORE_BROKEN)
         clients["acme"].send("order", "update", {}, entity_id="o-1", idempotency_key="k-2")
+        # Not even once the disk is well again: what it has kept is for the next process to judge.
+        assert clients["zeta"].call("order", "heal", entity_id="o-1").name == "updated"
         zeta_is_served_and_health_names_acme(two, "no longer served until the process is restarted")
         assert len(running.said(GIVEN_UP)) == 1
+        assert "k-2" not in two.keys("acme")
         assert two.drained(running) == ExitCode.STORE_BROKEN
     assert running.said("the runtime ended")[0]["exit_code"] == ExitCode.STORE_BROKEN
     # The disk was that process's; the next one decides what was left, once.

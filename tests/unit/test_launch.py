@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import structlog.testing
+import trio
 
 from meshforge_trio import launch
 from meshforge_trio.config import Settings
 from meshforge_trio.crud import crud_agent
-from meshforge_trio.errors import Misconfigured
+from meshforge_trio.errors import Misconfigured, StoreBroken
 from meshforge_trio.policy import ExitCode
 from meshforge_trio.runtime import App
 
@@ -40,3 +41,32 @@ def test_the_scopes_of_all_sites_are_spread_over_the_workers(tmp_path: Path, mon
         0: ["a/w/x", "a/w/z", "b/w/y"],
         1: ["a/w/y", "b/w/x", "b/w/z"],
     }
+
+
+def test_a_store_that_sites_share_is_opened_once_and_its_failure_is_an_answer_to_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    class Failing:
+        @staticmethod
+        async def open(path: Path, **_: Any) -> None:
+            await trio.lowlevel.checkpoint()
+            opened.append(path.name)
+            raise StoreBroken(f"{path.name}: disk I/O error")
+
+    monkeypatch.setattr(launch, "SQLiteEventStore", Failing)
+    monkeypatch.setattr(launch, "_tune_interpreter", lambda: None)
+    settings = Settings(
+        workspaces=("a/w", "b/w", "c/w"),
+        store=tmp_path / "one.db",
+        tenants={"b": {"token": "t"}, "c": {"store": tmp_path / "other.db"}},
+    )
+    with structlog.testing.capture_logs() as logs:
+        assert launch.serve(App([crud_agent("x")]), settings) == ExitCode.STORE_BROKEN
+    assert sorted(opened) == ["one.db", "other.db"]
+    assert sorted((line["tenants"], line["reason"]) for line in logs if "tenants" in line) == [
+        ("a", "one.db: disk I/O error"),
+        ("b", "one.db: disk I/O error"),
+        ("c", "other.db: disk I/O error"),
+    ]
