@@ -38,24 +38,23 @@ def test_what_is_raised_behind_a_wall_is_told_once_and_shown() -> None:
     walls, acme, zeta = Bulkheads(alone=False), counted(ACME), counted(ZETA)
     with structlog.testing.capture_logs() as logs:
         with walls.around(ACME, acme):
-            goes_down(ExceptionGroup("nursery", [Transient("lost"), StoreBroken("acme.db: disk I/O error")]))
+            goes_down(ExceptionGroup("nursery", [Transient("lost"), Misconfigured("no account")]))
         with walls.around(ZETA, zeta):
             pass
-    assert told(logs) == [
-        {"tenants": "acme", "reason": "acme.db: disk I/O error", "exit_code": 4, "log_level": "critical"}
-    ]
-    assert (acme.stopped, acme.broker_since) == ("acme.db: disk I/O error", None)
+    assert told(logs) == [{"tenants": "acme", "reason": "no account", "exit_code": 3, "log_level": "critical"}]
+    assert (acme.stopped, acme.broker_since) == ("no account", None)
     assert {scope.phase for scope in acme.scopes.values()} == {"starting"}
     assert (zeta.stopped, zeta.broker_since) == ("", 1.0)
     assert {scope.phase for scope in zeta.scopes.values()} == {"serving"}
 
 
-def test_what_sites_have_in_common_stops_all_that_were_left() -> None:
+def test_a_store_that_breaks_stops_all_on_it_that_were_left() -> None:
     walls, acme, zeta = Bulkheads(alone=False), counted(ACME), counted(ZETA)
-    with structlog.testing.capture_logs() as logs, walls.around_all([(ACME, acme), (ZETA, zeta)]):
+    with structlog.testing.capture_logs() as logs, walls.around_store([(ACME, acme), (ZETA, zeta)]):
         with walls.around(ACME, acme):
             goes_down(Misconfigured("no account"))
-        goes_down(StoreBroken("both are on it"))
+        with walls.around(ZETA, zeta):
+            goes_down(ExceptionGroup("nursery", [StoreBroken("both are on it")]))
     assert [(line["tenants"], line["reason"]) for line in told(logs)] == [
         ("acme", "no account"),
         ("zeta", "both are on it"),
@@ -86,7 +85,8 @@ def test_an_error_that_nobody_foresaw_is_told_with_its_traceback() -> None:
 def test_the_end_has_the_severest_code(errors: list[Exception], code: int) -> None:
     walls = Bulkheads(alone=False)
     for error in errors:
-        with structlog.testing.capture_logs(), walls.around(ACME, counted(ACME)):
+        acme = counted(ACME)
+        with structlog.testing.capture_logs(), walls.around_store([(ACME, acme)]), walls.around(ACME, acme):
             goes_down(error)
     with pytest.raises(Exception, match=r".+") as caught:
         walls.end()
