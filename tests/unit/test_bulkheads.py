@@ -100,11 +100,23 @@ def test_where_nothing_ended_the_end_is_quiet() -> None:
     walls.end()
 
 
-def test_nothing_is_kept_from_ending_a_site_that_is_alone() -> None:
+@pytest.mark.parametrize("error", [StoreBroken("damaged"), Misconfigured("no account")], ids=["store", "settings"])
+def test_nothing_is_kept_from_ending_a_site_that_is_alone(error: Exception) -> None:
     walls, metrics = Bulkheads(alone=True), counted(ACME)
-    with structlog.testing.capture_logs() as logs, pytest.raises(StoreBroken), walls.around(ACME, metrics):
-        goes_down(StoreBroken("damaged"))
+    with structlog.testing.capture_logs() as logs:
+        with pytest.raises(type(error)), walls.around(ACME, metrics):
+            goes_down(error)
+        with pytest.raises(type(error)), walls.around_store([(ACME, metrics)]):
+            goes_down(error)
     assert (logs, metrics.stopped) == ([], "")
+
+
+def test_a_broken_store_goes_through_the_wall_of_its_site() -> None:
+    """Whoever else is on that store has to hear of it."""
+    walls, metrics = Bulkheads(alone=False), counted(ACME)
+    with pytest.raises(StoreBroken), walls.around(ACME, metrics):
+        goes_down(StoreBroken("damaged"))
+    assert metrics.stopped == ""
 
 
 def test_a_signal_passes_every_wall() -> None:
