@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import structlog
 
-from meshforge_trio.errors import MeshForgeError
+from meshforge_trio.errors import MeshForgeError, StoreBroken
 from meshforge_trio.metrics import WorkerMetrics
 from meshforge_trio.policy import worst, worst_code
 from meshforge_trio.runtime import NotDrained, TooManyRestarts, exit_code
@@ -32,29 +32,38 @@ class Bulkheads:
 
     @contextmanager
     def around(self, site: Site, metrics: WorkerMetrics) -> Iterator[None]:
-        """Keep within what a site raises; said once, as critical, and shown by its health."""
-        with self.around_all([(site, metrics)]):
-            yield
+        """Keep within what a site raises; said once, as critical, and shown by its health.
 
-    @contextmanager
-    def around_all(self, several: Sequence[tuple[Site, WorkerMetrics]]) -> Iterator[None]:
-        """As `around`, for what sites have in common. Who was stopped before stays stopped for its own reason."""
-        if self._alone:
-            yield
-            return
-        names = ", ".join(site.name for site, _ in several)
-        with structlog.contextvars.bound_contextvars(tenants=names):
+        Raises:
+            StoreBroken: it has gone through the wall, since others may be on that store.
+        """
+        with structlog.contextvars.bound_contextvars(**({} if self._alone else {"tenants": site.name})):
             try:
                 yield
             except Exception as error:
-                leaf = worst(error)
-                for site, metrics in several:
-                    if not metrics.stopped:
-                        metrics.stop(leaf)
-                        self._tell(site, error, leaf)
-                # What it was raised through holds sessions and caches, which nobody needs any more.
-                leaf.__traceback__ = leaf.__cause__ = leaf.__context__ = None
-                self._ended.append(leaf)
+                if self._alone or isinstance(worst(error), StoreBroken):
+                    raise
+                self._end([(site, metrics)], error)
+
+    @contextmanager
+    def around_store(self, several: Sequence[tuple[Site, WorkerMetrics]]) -> Iterator[None]:
+        """Keep within what the sites on one store raise: broken for one of them, it is for all that were left."""
+        try:
+            yield
+        except Exception as error:
+            if self._alone:
+                raise
+            self._end(several, error)
+
+    def _end(self, several: Sequence[tuple[Site, WorkerMetrics]], error: Exception) -> None:
+        leaf = worst(error)
+        for site, metrics in several:
+            if not metrics.stopped:
+                metrics.stop(leaf)
+                self._tell(site, error, leaf)
+        # What it was raised through holds sessions and caches, which nobody needs any more.
+        leaf.__traceback__ = leaf.__cause__ = leaf.__context__ = None
+        self._ended.append(leaf)
 
     def _tell(self, site: Site, error: Exception, leaf: BaseException) -> None:
         foreseen = isinstance(leaf, MeshForgeError | NotDrained | TooManyRestarts)

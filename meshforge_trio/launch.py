@@ -2,7 +2,7 @@
 
 run_app  "module:attr" → App → serve
 serve    loop of the bridge, outermost → signals, watchdog → sites, each behind a bulkhead of its own → exit code
-         site: store → Runtime over broker sessions
+site     store → Runtime over broker sessions
 """
 
 from __future__ import annotations
@@ -142,7 +142,6 @@ async def _serve(app: App, settings: Settings, probe: Probe, worker: int, worker
         bulkheads = Bulkheads(alone=len(parts) == 1)
         process = _Process(app, probe, worker, workers, stop, bulkheads, Turnstile())
         async with trio.open_nursery() as served:
-            # A store that several sites share is opened once: what it refuses one of them it refuses all.
             for _, group in groupby(sorted(parts, key=_place), key=_place):
                 served.start_soon(_serve_store, process, list(group))
         bulkheads.end()
@@ -170,44 +169,39 @@ def _health_endpoint(settings: Settings, parts: Sequence[_Part], worker: int) ->
 
 
 async def _serve_store(process: _Process, parts: Sequence[_Part]) -> None:
-    """Serve the sites of one store, until each has drained or was stopped."""
-    ready: list[tuple[_Part, Callable[[], AbstractAsyncContextManager[Broker]]]] = []
-    for part in parts:
-        with process.bulkheads.around(part.site, part.metrics):
-            check_start(part.site.settings)
-            ready.append((part, _dial(part.site.settings)))
-    if not ready:
-        return
-    with process.bulkheads.around_all([(part.site, part.metrics) for part, _ in ready]):
-        store = await _open_store(ready[0][0].site.settings, process.stop)
+    """Serve the sites of one store, until each has drained or was stopped. What breaks it for one ends them all."""
+    with process.bulkheads.around_store([(part.site, part.metrics) for part in parts]):
+        async with trio.open_nursery() as nursery:
+            for part in parts:
+                nursery.start_soon(_serve_site, process, part)
+
+
+async def _serve_site(process: _Process, part: _Part) -> None:
+    settings = part.site.settings
+    with process.bulkheads.around(part.site, part.metrics):
+        check_start(settings)
+        dial = _dial(settings)
+        # Each has a term of its own, so that other processes may take over what one of them leaves.
+        store = await _open_store(settings, process.stop)
         try:
+            runtime = Runtime(
+                process.app,
+                settings,
+                store,
+                dial,
+                probe=process.probe,
+                # Its scopes are numbered on from those of the sites before, so that all are spread over the workers.
+                worker=(process.worker - part.offset) % process.workers,
+                workers=process.workers,
+                metrics=part.metrics,
+                turnstile=process.turnstile,
+            )
             async with trio.open_nursery() as nursery:
-                for part, dial in ready:
-                    nursery.start_soon(_serve_site, process, part, store, dial)
+                nursery.start_soon(_drain_when, process.stop, runtime)
+                await runtime.run()
+                nursery.cancel_scope.cancel()
         finally:
             await store.close()
-
-
-async def _serve_site(
-    process: _Process, part: _Part, store: SQLiteEventStore, dial: Callable[[], AbstractAsyncContextManager[Broker]]
-) -> None:
-    with process.bulkheads.around(part.site, part.metrics):
-        runtime = Runtime(
-            process.app,
-            part.site.settings,
-            store,
-            dial,
-            probe=process.probe,
-            # Its scopes are numbered on from those of the sites before, so that all are spread over the workers.
-            worker=(process.worker - part.offset) % process.workers,
-            workers=process.workers,
-            metrics=part.metrics,
-            turnstile=process.turnstile,
-        )
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_drain_when, process.stop, runtime)
-            await runtime.run()
-            nursery.cancel_scope.cancel()
 
 
 async def _open_store(settings: Settings, stop: trio.Event) -> SQLiteEventStore:

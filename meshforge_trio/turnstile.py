@@ -20,8 +20,6 @@ from typing import Final
 import attrs
 import trio
 
-from meshforge_trio.store.port import EventStore
-
 __all__ = ["LATELY_S", "Seat", "Turnstile"]
 
 #: For how long after its last turn a scope is reckoned with, in seconds.
@@ -71,13 +69,13 @@ class Turnstile:
     """Made by the runtime, one for a process."""
 
     def __init__(self) -> None:
-        self._queues: dict[EventStore, _Queue] = {}
+        self._queues: dict[str, _Queue] = {}
         # The latest last.
         self._lately: OrderedDict[Seat, float] = OrderedDict()
 
-    def seat(self, store: EventStore, *, awaiting: bool = False) -> Seat:
-        """The place of one more scope, whose turns are written to `store`; `awaiting` if its handlers may wait."""
-        return Seat(self, self._queues.setdefault(store, _Queue()), awaiting)
+    def seat(self, place: str, *, awaiting: bool = False) -> Seat:
+        """One more scope, whose store writes to `place`; `awaiting` if its handlers may wait."""
+        return Seat(self, self._queues.setdefault(place, _Queue()), awaiting)
 
     def shared_by(self, seat: Seat) -> bool:
         """Whether another scope of the process had a turn lately."""

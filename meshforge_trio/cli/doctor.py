@@ -118,7 +118,7 @@ async def _examine(case: _Case) -> tuple[Sequence[Finding], Mapping[str, MeshFor
             try:
                 findings += [_of(site, finding) for finding in await _examine_site(case, site)]
             except MeshForgeError as error:
-                # A server that cannot be reached is no news of the settings; the rest is told as it is, if only one is.
+                # A server that is away leaves the rest to be told; anything else does if there are others to examine.
                 if site.alone and not isinstance(error, SessionLost):
                     raise
                 problems["" if site.alone else site.name] = error

@@ -265,6 +265,10 @@ class ScopeStore(Protocol):
 class EventStore(Protocol):
     """A database that several processes may open."""
 
+    @property
+    def place(self) -> str:
+        """Where it writes: stores that name the same place wait for each other's transactions."""
+
     def scope(self, scope: Scope) -> ScopeStore:
         """The only way to reach rows."""
 

@@ -161,6 +161,11 @@ class SQLiteEventStore:
         let_go(self.connection)
         self.term.end(remove=False)
 
+    @property
+    def place(self) -> str:
+        """See `EventStore.place`."""
+        return os.path.realpath(self.path)
+
     async def run(self, fn: Callable[[*_Ts], _T], *args: *_Ts, here: bool = False) -> _T:
         """Call `fn` where it may block, alone on the connection, and translate SQLite's errors.
 

@@ -231,7 +231,7 @@ class House:
                 next_n=lease.next_n,
                 mark=Mark(0, 0, "", 0, "", 0.0),
                 deadlines=Deadlines(adapter, self.clock),
-                seat=self.turnstile.seat(self.store),
+                seat=self.turnstile.seat(self.store.place),
                 consumers={COMMANDS: cast(Consumer, self.streams)},
             )
 

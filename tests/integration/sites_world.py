@@ -53,6 +53,12 @@ def fail(state, payload: dict, ctx):
     return Event("updated", {"failed": 1})
 
 
+@order.command("heal")
+def heal(state, payload: dict, ctx):
+    failing.heal()
+    return Event("updated", {"healed": 1})
+
+
 @order.command("fill")
 def fill(state, payload: dict, ctx):
     full.fill(3600)

@@ -13,7 +13,7 @@ from meshforge_trio.nats_config import seed_file, tenants_file
 from meshforge_trio.policy import ExitCode
 
 from .cli_world import Running, eventually
-from .sites_world import TENANTS, Sites, sites
+from .sites_world import TENANTS, Sites, sites, without
 
 #: What the log says when a tenant is given up.
 GIVEN_UP = "tenants are no longer served"
@@ -180,8 +180,11 @@ def test_an_io_error_stops_its_tenant_alone_and_is_not_tried_again(two: Sites, w
         clients["acme"].send("order", "fail", {"what": what, "file": file}, entity_id="o-1", idempotency_key="k-1")
         given_up(running, "acme", "acme.db", ExitCode.STORE_BROKEN)
         clients["acme"].send("order", "update", {}, entity_id="o-1", idempotency_key="k-2")
+        # Not even once the disk is well again: what it has kept is for the next process to judge.
+        assert clients["zeta"].call("order", "heal", entity_id="o-1").name == "updated"
         zeta_is_served_and_health_names_acme(two, "no longer served until the process is restarted")
         assert len(running.said(GIVEN_UP)) == 1
+        assert "k-2" not in two.keys("acme")
         assert two.drained(running) == ExitCode.STORE_BROKEN
     assert running.said("the runtime ended")[0]["exit_code"] == ExitCode.STORE_BROKEN
     # The disk was that process's; the next one decides what was left, once.
@@ -241,6 +244,16 @@ def test_credentials_that_are_refused_stop_their_tenant_alone(two: Sites, wrong:
     seed.chmod(0o600)
     with two.served() as running:
         assert two.drained(running) == ExitCode.OK
+
+
+def test_on_a_shared_store_an_account_that_refuses_stops_its_tenant_alone(two: Sites) -> None:
+    """What they have in common is the store, and nothing is wrong with it."""
+    told = tenants_file(two.conf).read_text().replace('"zeta.db"', '"acme.db"')
+    two.settle(sections=without(told, "acme", "nkey_seed_file"))
+    with two.served(["zeta"]) as running:
+        given_up(running, "acme", "refuses these credentials", ExitCode.MISCONFIGURED)
+        zeta_is_served_and_health_names_acme(two, "refuses these credentials")
+        assert two.drained(running) == ExitCode.MISCONFIGURED
 
 
 def test_when_none_is_left_the_process_ends_with_the_severest_code(two: Sites) -> None:

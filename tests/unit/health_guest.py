@@ -1,22 +1,13 @@
-"""A guest of the health endpoint, and an endpoint for it."""
+"""Who asks the health endpoint, byte by byte."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 
 import attrs
 import trio
-import trio.testing
 
-from meshforge_trio.broker.bridge import ConnectOptions
-from meshforge_trio.config import Settings
-from meshforge_trio.health.view import SiteView
-from meshforge_trio.health_server import serve_health
-from meshforge_trio.metrics import ScopeMetrics, WorkerMetrics
-from meshforge_trio.sites import sites
+from meshforge_trio.metrics import WorkerMetrics
 from meshforge_trio.subjects import Scope
 
 SCOPE = Scope("t", "w", "a")
@@ -57,21 +48,3 @@ def free_port() -> int:
         taken.bind(("127.0.0.1", 0))
         port: int = taken.getsockname()[1]
         return port
-
-
-def view_of(settings: Settings, metrics: WorkerMetrics, url: str = "nats://127.0.0.1:9") -> SiteView:
-    (site,) = sites(settings)
-    return SiteView(site, metrics, lambda: ConnectOptions(urls=(url,)))
-
-
-@asynccontextmanager
-async def endpoint(store: Path, url: str = "nats://127.0.0.1:9") -> AsyncIterator[Guest]:
-    """One that answers for a process whose engine serves."""
-    metrics = WorkerMetrics(started_at=1.0, store_open=True, broker_since=1.0)
-    metrics.scopes[SCOPE] = ScopeMetrics(phase="serving", epoch=1)
-    settings = Settings(store=store, health_port=free_port())
-    with trio.fail_after(DEADLINE_S):
-        async with trio.open_nursery() as nursery:
-            port = await nursery.start(serve_health, settings, [view_of(settings, metrics, url)], 0)
-            yield Guest(port, metrics)
-            nursery.cancel_scope.cancel()

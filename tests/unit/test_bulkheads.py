@@ -38,24 +38,23 @@ def test_what_is_raised_behind_a_wall_is_told_once_and_shown() -> None:
     walls, acme, zeta = Bulkheads(alone=False), counted(ACME), counted(ZETA)
     with structlog.testing.capture_logs() as logs:
         with walls.around(ACME, acme):
-            goes_down(ExceptionGroup("nursery", [Transient("lost"), StoreBroken("acme.db: disk I/O error")]))
+            goes_down(ExceptionGroup("nursery", [Transient("lost"), Misconfigured("no account")]))
         with walls.around(ZETA, zeta):
             pass
-    assert told(logs) == [
-        {"tenants": "acme", "reason": "acme.db: disk I/O error", "exit_code": 4, "log_level": "critical"}
-    ]
-    assert (acme.stopped, acme.broker_since) == ("acme.db: disk I/O error", None)
+    assert told(logs) == [{"tenants": "acme", "reason": "no account", "exit_code": 3, "log_level": "critical"}]
+    assert (acme.stopped, acme.broker_since) == ("no account", None)
     assert {scope.phase for scope in acme.scopes.values()} == {"starting"}
     assert (zeta.stopped, zeta.broker_since) == ("", 1.0)
     assert {scope.phase for scope in zeta.scopes.values()} == {"serving"}
 
 
-def test_what_sites_have_in_common_stops_all_that_were_left() -> None:
+def test_a_store_that_breaks_stops_all_on_it_that_were_left() -> None:
     walls, acme, zeta = Bulkheads(alone=False), counted(ACME), counted(ZETA)
-    with structlog.testing.capture_logs() as logs, walls.around_all([(ACME, acme), (ZETA, zeta)]):
+    with structlog.testing.capture_logs() as logs, walls.around_store([(ACME, acme), (ZETA, zeta)]):
         with walls.around(ACME, acme):
             goes_down(Misconfigured("no account"))
-        goes_down(StoreBroken("both are on it"))
+        with walls.around(ZETA, zeta):
+            goes_down(ExceptionGroup("nursery", [StoreBroken("both are on it")]))
     assert [(line["tenants"], line["reason"]) for line in told(logs)] == [
         ("acme", "no account"),
         ("zeta", "both are on it"),
@@ -86,7 +85,8 @@ def test_an_error_that_nobody_foresaw_is_told_with_its_traceback() -> None:
 def test_the_end_has_the_severest_code(errors: list[Exception], code: int) -> None:
     walls = Bulkheads(alone=False)
     for error in errors:
-        with structlog.testing.capture_logs(), walls.around(ACME, counted(ACME)):
+        acme = counted(ACME)
+        with structlog.testing.capture_logs(), walls.around_store([(ACME, acme)]), walls.around(ACME, acme):
             goes_down(error)
     with pytest.raises(Exception, match=r".+") as caught:
         walls.end()
@@ -100,11 +100,23 @@ def test_where_nothing_ended_the_end_is_quiet() -> None:
     walls.end()
 
 
-def test_nothing_is_kept_from_ending_a_site_that_is_alone() -> None:
+@pytest.mark.parametrize("error", [StoreBroken("damaged"), Misconfigured("no account")], ids=["store", "settings"])
+def test_nothing_is_kept_from_ending_a_site_that_is_alone(error: Exception) -> None:
     walls, metrics = Bulkheads(alone=True), counted(ACME)
-    with structlog.testing.capture_logs() as logs, pytest.raises(StoreBroken), walls.around(ACME, metrics):
-        goes_down(StoreBroken("damaged"))
+    with structlog.testing.capture_logs() as logs:
+        with pytest.raises(type(error)), walls.around(ACME, metrics):
+            goes_down(error)
+        with pytest.raises(type(error)), walls.around_store([(ACME, metrics)]):
+            goes_down(error)
     assert (logs, metrics.stopped) == ([], "")
+
+
+def test_a_broken_store_goes_through_the_wall_of_its_site() -> None:
+    """Whoever else is on that store has to hear of it."""
+    walls, metrics = Bulkheads(alone=False), counted(ACME)
+    with pytest.raises(StoreBroken), walls.around(ACME, metrics):
+        goes_down(StoreBroken("damaged"))
+    assert metrics.stopped == ""
 
 
 def test_a_signal_passes_every_wall() -> None:

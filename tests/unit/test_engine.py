@@ -21,6 +21,8 @@ from meshforge_trio.turnstile import Turnstile
 
 
 class _Store:
+    place = "here"
+
     def scope(self, scope: Scope) -> object:
         return object()
 
@@ -57,7 +59,7 @@ async def test_while_another_scope_is_active_what_has_arrived_is_taken_in_slices
 
     monkeypatch.setattr(protocol, "turn", turn)
     store = cast(Any, _Store())
-    other = turnstile.seat(store)
+    other = turnstile.seat(store.place)
     engine = RuntimeEngine(desk.scope, desk.adapter, store, turnstile=turnstile)
     session = cast(Session, SimpleNamespace(waiting=desk.waiting))
     async with trio.open_nursery() as turns:

@@ -1,24 +1,27 @@
-"""The health endpoint by itself: what it answers, of one site and of several."""
+"""The health endpoint by itself: what it answers, and what guests can do to it (nothing)."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
+import socket
 import sys
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import structlog.testing
 import trio
 import trio.testing
-from health_guest import DEADLINE_S, SCOPE, Guest, endpoint, free_port
+from health_guest import DEADLINE_S, SCOPE, Guest, free_port
 from prometheus_client.parser import text_string_to_metric_families
 
+from meshforge_trio import health_server
 from meshforge_trio.broker.bridge import ConnectOptions
 from meshforge_trio.config import Settings
-from meshforge_trio.errors import SessionLost
+from meshforge_trio.errors import Misconfigured, SessionLost
 from meshforge_trio.health import view as health_view
 from meshforge_trio.health.figures import StoreFigures, read_figures
 from meshforge_trio.health.view import SiteView
@@ -27,6 +30,24 @@ from meshforge_trio.metrics import ScopeMetrics, WorkerMetrics
 from meshforge_trio.server import PrivateServer
 from meshforge_trio.sites import sites
 from meshforge_trio.store.sqlite import SQLiteEventStore
+
+
+def view_of(settings: Settings, metrics: WorkerMetrics, url: str = "nats://127.0.0.1:9") -> SiteView:
+    (site,) = sites(settings)
+    return SiteView(site, metrics, lambda: ConnectOptions(urls=(url,)))
+
+
+@asynccontextmanager
+async def endpoint(store: Path, url: str = "nats://127.0.0.1:9") -> AsyncIterator[Guest]:
+    """One that answers for a process whose engine serves."""
+    metrics = WorkerMetrics(started_at=1.0, store_open=True, broker_since=1.0)
+    metrics.scopes[SCOPE] = ScopeMetrics(phase="serving", epoch=1)
+    settings = Settings(store=store, health_port=free_port())
+    with trio.fail_after(DEADLINE_S):
+        async with trio.open_nursery() as nursery:
+            port = await nursery.start(serve_health, settings, [view_of(settings, metrics, url)], 0)
+            yield Guest(port, metrics)
+            nursery.cancel_scope.cancel()
 
 
 async def test_live_until_it_ends(tmp_path: Path) -> None:
@@ -126,84 +147,143 @@ async def test_metrics_are_what_prometheus_reads(tmp_path: Path) -> None:
     assert 10_000 < samples[("meshforge_allocated_blocks",)] < 2 * sys.getallocatedblocks()
 
 
-# -- several sites -------------------------------------------------------------------------------------------------
+# -- guests ------------------------------------------------------------------------------------------------------
 
 
-@asynccontextmanager
-async def two_sites(home: Path) -> AsyncIterator[tuple[Guest, WorkerMetrics]]:
-    """A process that serves tenant t, and has stopped serving tenant u; the guest's metrics are those of t."""
-    well, stopped = (WorkerMetrics(started_at=1.0, store_open=True, broker_since=1.0) for _ in range(2))
-    well.scopes[SCOPE] = ScopeMetrics(phase="serving", epoch=1)
-    stopped.stop(SessionLost("its disk failed"))
-    port = free_port()
-    settings = Settings(
-        workspaces=("t/w", "u/w"), health_port=port, tenants={t: {"store": home / f"{t}.db"} for t in ("t", "u")}
-    )
-    views = [
-        SiteView(site, metrics, lambda: ConnectOptions(urls=("nats://127.0.0.1:9",)))
-        for site, metrics in zip(sites(settings), (well, stopped), strict=True)
-    ]
-    with trio.fail_after(DEADLINE_S):
-        async with trio.open_nursery() as nursery:
-            await nursery.start(serve_health, settings, views, 0)
-            yield Guest(port, well), stopped
-            nursery.cancel_scope.cancel()
-
-
-async def test_a_site_that_was_stopped_is_named(tmp_path: Path) -> None:
-    async with two_sites(tmp_path) as (guest, stopped):
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n", 404),
+        (b"POST /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nab", 405),
+        (b"DELETE /healthz HTTP/1.1\r\nHost: x\r\n\r\n", 405),
+        (b"GET /livez HTTP/1.1\r\n\r\n", 400),
+        (b"\x16\x03\x01 this is TLS \r\n\r\n", 400),
+        (b"GET /livez\r\n\r\n", 400),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\nBad header\r\n\r\n", 400),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\nLong: " + b"x" * 9_000, 431),
+        (b"GET /" + b"x" * 9_000, 431),
+    ],
+)
+async def test_a_bad_request_is_answered_and_forgotten(tmp_path: Path, request_: bytes, status: int) -> None:
+    async with endpoint(tmp_path / "s.db") as guest:
+        answer = await guest.sends(request_)
+        assert answer.startswith(b"HTTP/1.1 %d " % status), answer
+        assert b"Connection: close" in answer
         assert await guest.gets("/livez") == (200, b"alive\n")
-        assert await guest.gets("/readyz") == (
-            503,
-            b"u: no longer served until the process is restarted: its disk failed\n",
-        )
-        stopped.stopped = ""
-        guest.metrics.stopping = True
-        _, body = await guest.gets("/readyz")
-        assert body.decode().splitlines() == ["t: the process is ending", "u: no broker session"]
-        assert (await guest.gets("/livez"))[0] == 503
 
 
-async def test_the_report_of_several_sites_has_one_of_each(tmp_path: Path) -> None:
-    async with two_sites(tmp_path) as (guest, _):
-        status, body = await guest.gets("/healthz")
-        report = json.loads(body)
-        assert (status, report["status"]) == (503, "failing")
-        assert [site["tenants"] for site in report["sites"]] == [["t"], ["u"]]
-        assert [site["process"]["stopped"] for site in report["sites"]] == ["", "its disk failed"]
-        told = [reason["what"] for reason in report["reasons"] if reason["tenants"] == ["u"]]
-        assert "it is no longer served: its disk failed" in told
-        assert not [what for what in told if "the broker" in what], "it has no session, and nobody is to look for why"
+async def test_a_flood_of_headers_disturbs_nobody(tmp_path: Path) -> None:
+    async with endpoint(tmp_path / "s.db") as guest, await trio.open_tcp_stream("127.0.0.1", guest.port) as stream:
+        await stream.send_all(b"GET /livez HTTP/1.1\r\nHost: x\r\nLong: ")
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.send_all(b"x" * (64 << 20))
+        assert await guest.gets("/livez") == (200, b"alive\n")
 
 
-async def test_metrics_of_several_sites_carry_their_tenants(tmp_path: Path) -> None:
-    async with two_sites(tmp_path) as (guest, _):
-        _, body = await guest.gets("/metrics")
-    samples = {
-        (sample.name, sample.labels.get("tenants") or sample.labels.get("tenant")): sample.value
-        for family in text_string_to_metric_families(body.decode())
-        for sample in family.samples
-    }
-    for name, well, stopped in (("stopped", 0, 1), ("broker_connected", 1, 0), ("crashes_total", 0, 0)):
-        assert (samples[f"meshforge_{name}", "t"], samples[f"meshforge_{name}", "u"]) == (well, stopped)
-    assert samples["meshforge_serving", "t"] == 1
+async def test_head_has_no_body(tmp_path: Path) -> None:
+    async with endpoint(tmp_path / "s.db") as guest:
+        answer = await guest.sends(b"HEAD /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert answer.endswith(b"\r\n\r\n")
+        assert re.search(rb"Content-Length: 6\r\n", answer)
 
 
-async def test_a_disk_that_hangs_hides_nothing_of_the_other_site(
+async def test_a_slow_guest_is_left_at_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health_server, "_CONNECTION_S", 0.2)
+    async with endpoint(tmp_path / "s.db") as guest:
+        assert await guest.sends(b"GET /livez HTTP/1.1\r\nHost: ") == b""
+        assert await guest.gets("/livez") == (200, b"alive\n")
+
+
+async def test_a_guest_that_never_reads_is_left_at_the_deadline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    released = threading.Event()
+    monkeypatch.setattr(health_server, "_CONNECTION_S", 0.2)
+    monkeypatch.setattr(health_server, "exposition", lambda *_: b"x" * (32 << 20))
+    async with endpoint(tmp_path / "s.db") as guest, await trio.open_tcp_stream("127.0.0.1", guest.port) as stream:
+        await stream.send_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        await trio.sleep(0.5)
+        assert await guest.gets("/livez") == (200, b"alive\n")
+        assert len(await guest.hears(stream)) < 32 << 20
 
-    def hangs(path: Path, now: float, *, probe: bool) -> StoreFigures:
-        if path.name == "u.db":
-            assert released.wait(DEADLINE_S)
+
+async def test_too_many_guests_are_turned_away(tmp_path: Path) -> None:
+    async with endpoint(tmp_path / "s.db") as guest:
+        waiting = [await trio.open_tcp_stream("127.0.0.1", guest.port) for _ in range(health_server._CONNECTIONS_MAX)]
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert await guest.sends(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n") == b""
+        for stream in waiting:
+            await stream.aclose()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert await guest.gets("/livez") == (200, b"alive\n")
+
+
+async def test_a_guest_that_leaves_at_once_disturbs_nobody(tmp_path: Path) -> None:
+    async with endpoint(tmp_path / "s.db") as guest:
+        for farewell in (b"", b"GET /met"):
+            async with await trio.open_tcp_stream("127.0.0.1", guest.port) as stream:
+                await stream.send_all(farewell)
+        with structlog.testing.capture_logs() as logs:
+            stream = await trio.open_tcp_stream("127.0.0.1", guest.port)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            # Reset, and not ended: what it waits for fails.
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            await stream.aclose()
+            while not [entry for entry in logs if "went away" in entry["event"]]:
+                await trio.sleep(0.01)
+        assert await guest.gets("/livez") == (200, b"alive\n")
+
+
+async def test_a_defect_of_the_endpoint_is_logged_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> bytes:
+        raise KeyError("a defect")
+
+    monkeypatch.setattr(health_server, "exposition", broken)
+    with structlog.testing.capture_logs() as logs:
+        async with endpoint(tmp_path / "s.db") as guest:
+            assert (await guest.gets("/metrics"))[0] == 500
+            assert await guest.gets("/livez") == (200, b"alive\n")
+    assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == ["the health endpoint failed"]
+
+
+async def test_the_store_is_read_once_a_second_whoever_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+
+    def counted(path: Path, now: float, *, probe: bool) -> StoreFigures:
+        reads.append(now)
         return read_figures(path, now, probe=probe)
 
-    monkeypatch.setattr(health_view, "read_figures", hangs)
-    monkeypatch.setattr(health_view, "_STORE_S", 0.2)
-    async with two_sites(tmp_path) as (guest, _):
-        _, body = await guest.gets("/healthz")
-        released.set()
-    well, hanging = json.loads(body)["sites"]
-    assert "there is no store" in well["store"]["problem"]
-    assert "did not answer within 0.2 s" in hanging["store"]["problem"]
+    monkeypatch.setattr(health_view, "read_figures", counted)
+    monkeypatch.setattr(health_view, "_FRESH_S", 60.0)
+    async with endpoint(tmp_path / "s.db") as guest, trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(guest.gets, "/metrics")
+    assert len(reads) == 1
+
+
+async def test_a_port_that_is_taken_refuses_to_start(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        settings = Settings(store=tmp_path / "s.db", health_port=taken.getsockname()[1])
+        with (
+            trio.fail_after(DEADLINE_S),
+            pytest.raises(Misconfigured, match=r"health endpoint cannot listen on 127\.0\.0\.1 port"),
+        ):
+            await serve_health(settings, [view_of(settings, WorkerMetrics())], 0)
+
+
+async def test_the_port_of_a_worker_must_exist(tmp_path: Path) -> None:
+    settings = Settings(store=tmp_path / "s.db", health_port=65_535)
+    with trio.fail_after(DEADLINE_S), pytest.raises(Misconfigured, match="port 65536"):
+        await serve_health(settings, [view_of(settings, WorkerMetrics())], 1)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "localhost", "10.0.0.1"])
+def test_it_listens_on_the_loopback_interface_alone(host: str) -> None:
+    from meshforge_trio.config import load_settings
+
+    with pytest.raises(Misconfigured, match=r"one of 127\.0\.0\.1, ::1"):
+        load_settings(environ={"MESHFORGE_HEALTH_HOST": host})

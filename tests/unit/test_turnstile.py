@@ -11,20 +11,15 @@ import trio
 import trio.testing
 
 from meshforge_trio import turnstile
-from meshforge_trio.store.port import EventStore
 from meshforge_trio.turnstile import LATELY_S, Seat, Turnstile
 
 BATCH = 512
 
 
-def store() -> EventStore:
-    return cast(EventStore, object())
-
-
 def seats(count: int) -> list[Seat]:
     """Scopes of one process on one store."""
-    shared, here = Turnstile(), store()
-    return [shared.seat(here) for _ in range(count)]
+    shared = Turnstile()
+    return [shared.seat("here") for _ in range(count)]
 
 
 async def had_turn(seat: Seat) -> None:
@@ -78,7 +73,7 @@ async def test_only_who_had_a_turn_lately_is_remembered(autojump_clock: trio.tes
 
 async def test_scopes_of_two_stores_share_the_process(autojump_clock: trio.testing.MockClock) -> None:
     shared = Turnstile()
-    loud, calm = shared.seat(store()), shared.seat(store())
+    loud, calm = shared.seat("here"), shared.seat("there")
     await had_turn(calm)
     assert loud.most(BATCH) == 128
 
@@ -119,8 +114,8 @@ async def test_where_turns_take_long_slices_are_larger(
 async def test_what_passes_while_a_handler_waits_is_not_its_scopes(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(turnstile, "time", cast(Any, _Time(lambda: now)))
-    shared, here = Turnstile(), store()
-    waiting, calm = shared.seat(here, awaiting=True), shared.seat(here)
+    shared = Turnstile()
+    waiting, calm = shared.seat("here", awaiting=True), shared.seat("here")
     await had_turn(calm)
     with waiting.deciding(1):
         now += 5.0
@@ -241,8 +236,8 @@ async def test_who_is_cancelled_at_the_moment_of_being_called_passes_it_on(
 
 
 async def test_nobody_waits_for_handlers_that_wait(autojump_clock: trio.testing.MockClock) -> None:
-    shared, here = Turnstile(), store()
-    waiting, calm = shared.seat(here, awaiting=True), shared.seat(here)
+    shared = Turnstile()
+    waiting, calm = shared.seat("here", awaiting=True), shared.seat("here")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(Log().turns, "waiting", waiting, 1, math.inf)
         await trio.sleep(0.1)
@@ -253,7 +248,7 @@ async def test_nobody_waits_for_handlers_that_wait(autojump_clock: trio.testing.
 
 async def test_turns_on_different_stores_do_not_wait_for_each_other(autojump_clock: trio.testing.MockClock) -> None:
     shared = Turnstile()
-    stuck, calm = shared.seat(store()), shared.seat(store())
+    stuck, calm = shared.seat("here"), shared.seat("there")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(Log().turns, "stuck", stuck, 1, math.inf)
         await trio.sleep(0.1)
