@@ -21,6 +21,7 @@ from typing import Any, Final, Literal
 import attrs
 
 from meshforge_trio.errors import Misconfigured
+from meshforge_trio.masking import masked
 from meshforge_trio.permissions import parse_rule
 from meshforge_trio.policy import RetryPolicy
 from meshforge_trio.signing import parse_key
@@ -315,7 +316,7 @@ def _checked(key: _Key, value: Any, where: str) -> Any:
     try:
         key.check(fitted)
     except Misconfigured as error:
-        raise Misconfigured(f"{where}: {error}") from error
+        raise Misconfigured(f"{where}: {masked(str(error))}") from error
     return fitted
 
 
