@@ -20,8 +20,8 @@ from typing import Any, Final, Literal
 
 import attrs
 
+from meshforge_trio import masking
 from meshforge_trio.errors import Misconfigured
-from meshforge_trio.masking import masked
 from meshforge_trio.permissions import parse_rule
 from meshforge_trio.policy import RetryPolicy
 from meshforge_trio.signing import parse_key
@@ -316,7 +316,7 @@ def _checked(key: _Key, value: Any, where: str) -> Any:
     try:
         key.check(fitted)
     except Misconfigured as error:
-        raise Misconfigured(f"{where}: {masked(str(error))}") from error
+        raise Misconfigured(f"{where}: {masking.masked(str(error))}") from error
     return fitted
 
 
