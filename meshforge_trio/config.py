@@ -20,7 +20,6 @@ from typing import Any, Final, Literal
 
 import attrs
 
-from meshforge_trio import masking
 from meshforge_trio.errors import Misconfigured
 from meshforge_trio.permissions import parse_rule
 from meshforge_trio.policy import RetryPolicy
@@ -316,7 +315,7 @@ def _checked(key: _Key, value: Any, where: str) -> Any:
     try:
         key.check(fitted)
     except Misconfigured as error:
-        raise Misconfigured(f"{where}: {masking.masked(str(error))}") from error
+        raise Misconfigured(f"{where}: {error}") from error
     return fitted
 
 
