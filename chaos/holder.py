@@ -23,7 +23,8 @@ from meshforge_trio.telemetry import set_up_logging
 __all__ = ["RESOURCE"]
 
 RESOURCE: Final = "vault"
-_TTL_S: Final = 1.0
+#: Long enough for a worker to die and be replaced before the first has acted, on a busy machine.
+_TTL_S: Final = 3.0
 _WAIT_S: Final = 20.0
 _LOOK_EVERY_S: Final = 0.02
 

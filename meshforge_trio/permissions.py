@@ -22,6 +22,7 @@ import attrs
 
 from meshforge_trio.envelope import PrincipalType, SecurityContext
 from meshforge_trio.errors import Misconfigured
+from meshforge_trio.masking import masked
 
 __all__ = ["EVERYBODY", "Permissions", "Rule", "id_fits", "parse_rule"]
 
@@ -65,11 +66,13 @@ def parse_rule(text: str) -> Rule:
     """
     found = _RULE.fullmatch(text.strip())
     if found is None:
-        raise Misconfigured(f"rule {text!r:.200} is not `{_SHAPE}`, as `allow user:* -> order.create`")
+        raise Misconfigured(f"rule {masked(text)!r:.200} is not `{_SHAPE}`, as `allow user:* -> order.create`")
     kinds = get_args(PrincipalType)
     if found["kind"] != "*" and found["kind"] not in kinds:
         known = ", ".join((*kinds, "*"))
-        raise Misconfigured(f"rule {text!r:.200}: {found['kind']!r} is no type of principal; there are: {known}")
+        raise Misconfigured(
+            f"rule {masked(text)!r:.200}: {found['kind']!r} is no type of principal; there are: {known}"
+        )
     return Rule(found["verdict"] == "allow", found["kind"], found["who"], found["agent"], found["action"] or "*")
 
 

@@ -25,6 +25,7 @@ import nkeys
 
 from meshforge_trio.envelope import PrincipalType, SecurityContext
 from meshforge_trio.errors import Misconfigured
+from meshforge_trio.masking import masked
 from meshforge_trio.permissions import id_fits
 from meshforge_trio.subjects import is_token
 
@@ -97,11 +98,11 @@ def parse_key(text: str) -> KeyEntry:
     """
     found = _ENTRY.fullmatch(text.strip())
     if found is None or not is_token(found["tenant"]):
-        raise Misconfigured(f"key {text!r:.200} is not `TENANT TYPE:ID PUBLIC_KEY`, as `acme user:kim UABC...`")
+        raise Misconfigured(f"key {masked(text)!r:.200} is not `TENANT TYPE:ID PUBLIC_KEY`, as `acme user:kim UABC...`")
     kinds = get_args(PrincipalType)
     if found["kind"] != "*" and found["kind"] not in kinds:
         raise Misconfigured(
-            f"key {text!r:.200}: {found['kind']!r} is no type of principal; there are: {', '.join(kinds)}, *"
+            f"key {masked(text)!r:.200}: {found['kind']!r} is no type of principal; there are: {', '.join(kinds)}, *"
         )
     _raw_key(found["key"])
     return KeyEntry(found["tenant"], found["kind"], found["who"], found["key"])
@@ -112,11 +113,13 @@ def _raw_key(public_key: str) -> bytes:
     try:
         raw = base64.b32decode(public_key + "=" * (-len(public_key) % 8))
     except binascii.Error as error:
-        raise Misconfigured(f"{public_key!r:.100} is no public key: {error}") from error
+        raise Misconfigured(f"{masked(public_key)!r:.100} is no public key: {error}") from error
     crc = int.from_bytes(raw[-2:], "little")
     expected = nkeys.crc16(bytearray(raw[:-2]))  # type: ignore[no-untyped-call]
     if len(raw) != _PUBLIC_KEY_BYTES or raw[0] != nkeys.PREFIX_BYTE_USER or crc != expected:
-        raise Misconfigured(f"{public_key!r:.100} is no public key of a user: it begins with U and ends in a check sum")
+        raise Misconfigured(
+            f"{masked(public_key)!r:.100} is no public key of a user: it begins with U and ends in a check sum"
+        )
     return raw[1:-2]
 
 

@@ -2,9 +2,9 @@
 
 Beside a few commands, a client process takes a lock, acts under it, and is stopped with SIGSTOP for longer than its
 lease. A second client process waits for the lock, gets it when that lease has ended by itself, and acts. Then the first
-one goes on where it was. All this with a healthy worker; with a worker that is killed when it leases the lock, when it
-has decided what the holder did, and when it ends the lease; and with a worker that is stopped as it leases the lock and
-as it ends the lease, for longer than its own lease and the lock's, replaced, and let go on.
+one goes on where it was. All this with a healthy worker; with a worker that is killed when it has leased the lock, when
+it has decided what the holder did, and while the second one asks; and with a worker that is stopped as it leases the
+lock and while the second one asks, for longer than its own lease and the lock's, replaced, and let go on.
 
 What must hold: there are never two holders, by the runtime's clock and by their own. The first one's block is cancelled
 when it goes on, and what it tries all the same, under the token it has, is refused.
@@ -23,7 +23,7 @@ from chaos.workload import Workload
 
 PLANS = [
     "",
-    # One command of the workload, the lock, the act under it, the end of the lease.
+    # One command of the workload, the lock, the act under it, the second one's question.
     *(f"worker#1:after_store@{nth}=kill" for nth in (2, 3, 4)),
     *(f"worker#1:before_store@{nth}=stop" for nth in (2, 4)),
 ]

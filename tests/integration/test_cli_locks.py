@@ -63,9 +63,9 @@ def test_a_lease_ends_once_although_its_worker_was_killed(at: Shop) -> None:
     """The deadline is in no memory that a kill could take: whoever serves next reads it off the lock."""
     with at.served(env=ON) as worker:
         worker.said("serving", 3)
-        assert acquire(at, "ada", 2.0)["fencing_token"] == 1
+        assert acquire(at, "ada", 4.0)["fencing_token"] == 1
         kill(worker)
-    assert told(at) == [("acquired", 1)]
+    assert told(at)[0] == ("acquired", 1)
     # It is over, or not yet: the second one waits for its end, the others find it ended.
     for _ in range(3):
         with at.served(env=ON) as worker:

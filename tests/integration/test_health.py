@@ -39,7 +39,7 @@ from meshforge_trio.server import PrivateServer
 from meshforge_trio.store.sqlite import SQLiteEventStore
 from meshforge_trio.subjects import COMMANDS, EVENTS, Scope, command_filter, consumer_name
 
-from .cli_world import Shop, eventually, shop
+from .cli_world import Shop, eventually, free_ports, shop
 
 DEADLINE_S: Final = 60
 USER: Final = SecurityContext("tester", "user")
@@ -48,19 +48,6 @@ USER: Final = SecurityContext("tester", "user")
 @pytest.fixture
 def at(tmp_path: Path, nats_server: PrivateServer) -> Shop:
     return shop(tmp_path, nats_server.url)
-
-
-def free_ports() -> int:
-    """The first of two ports that nobody has."""
-    while True:
-        with socket.socket() as one, socket.socket() as two:
-            one.bind(("127.0.0.1", 0))
-            port: int = one.getsockname()[1]
-            try:
-                two.bind(("127.0.0.1", port + 1))
-            except OSError:
-                continue
-            return port
 
 
 def ask(port: int, path: str) -> tuple[int, str]:

@@ -28,9 +28,8 @@ from meshforge_trio.policy import ExitCode
 from meshforge_trio.server import PrivateServer
 from meshforge_trio.subjects import EVENTS, FAILED
 
-from .cli_world import DEADLINE_S, Result, Running, Shop, eventually, shop
+from .cli_world import DEADLINE_S, Result, Running, Shop, eventually, free_ports, shop
 from .dlq_world import stop
-from .test_health import free_ports
 
 Login = Literal["password", "url", "token", "nkey"]
 LOGINS: Final[tuple[Login, ...]] = ("password", "url", "token", "nkey")

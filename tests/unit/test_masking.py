@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 
 from meshforge_trio.broker.bridge import ConnectOptions, connect
+from meshforge_trio.config import load_settings
 from meshforge_trio.errors import MeshForgeError, Misconfigured, SessionLost
 from meshforge_trio.masking import address, masked
 
@@ -54,6 +55,26 @@ def test_seeds_are_masked_wherever_they_stand(kind: str) -> None:
         assert seed[4:] not in masked(text)
         assert "***" in masked(text)
     assert base64.b32decode(seed + "=" * (-len(seed) % 8)), "what was masked is what would be used"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"signing_keys": ("acme user:kim {0}",)},
+        {"permissions": ("allow user:{0}",)},
+        {"password": ["{0}"]},
+        {"url": ["{0}"]},
+    ],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_a_setting_that_is_refused_is_told_without_the_seed_in_it(setting: dict[str, Any]) -> None:
+    made: Any = nkeys.encode_seed(secrets.token_bytes(32), nkeys.PREFIX_BYTE_USER)  # type: ignore[no-untyped-call]
+    seed = bytes(made).decode()
+    ((name, value),) = setting.items()
+    filled = tuple(text.format(seed) for text in value) if isinstance(value, tuple) else [seed]
+    with pytest.raises(Misconfigured, match=r"command line: ") as refused:
+        load_settings(environ={}, flags={name: filled})
+    assert seed[4:] not in str(refused.value)
 
 
 @pytest.mark.parametrize(
