@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import orjson
@@ -14,6 +14,7 @@ from sealed_doubles import NOW, RING, SECRET, Keys, desk, everything, sealed_com
 from meshforge_trio.asides import Asides
 from meshforge_trio.codec import Codecs, ScopeSealer, is_sealed
 from meshforge_trio.drafts import Drafter
+from meshforge_trio.engine import RuntimeEngine
 from meshforge_trio.envelope import encode, payload_hash
 from meshforge_trio.errors import Erased, Misconfigured, Transient
 from meshforge_trio.intake import read_delivery
@@ -153,6 +154,25 @@ def test_keys_that_are_destroyed_end_the_session_and_are_not_used_by_what_is_und
     keys.lost = True
     with pytest.raises(Transient, match="the ring is gone"):
         renew(by)
+
+
+@attrs.define
+class _Store:
+    """Has no rows to ask for."""
+
+    def scope(self, scope: Scope) -> None:
+        """Nobody asks."""
+
+
+def test_no_delivery_is_read_with_keys_that_are_gone() -> None:
+    keys = Keys()
+    by = sealer(keys)
+    engine = RuntimeEngine(SCOPE, counter(), cast(Any, _Store()))
+    arrived = delivery(command_subject(SCOPE, "add"), encode(command(1)))
+    assert [one.fault for one in engine._read([arrived], by)] == [None]
+    keys.destroy()
+    with pytest.raises(Transient, match="the keys changed under this session"):
+        engine._read([arrived], by)
 
 
 def test_a_client_follows_its_keys() -> None:
