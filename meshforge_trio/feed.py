@@ -107,7 +107,7 @@ class EventFeed:
 
         Raises:
             trio.ClosedResourceError: the client was closed.
-            Misconfigured: the event stream is gone.
+            Misconfigured: the event stream is gone, or the keys of the tenant cannot be read.
         """
         await trio.lowlevel.checkpoint()
         while True:

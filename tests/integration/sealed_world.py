@@ -82,9 +82,9 @@ class Sealed:
 
     @contextmanager
     def served(self) -> Iterator[Running]:
-        """Both agents of both tenants, with everything logged."""
+        """Both agents and the lock manager of both tenants, with everything logged."""
         with self.shop.starts("run", "shop:app", "--json", "--log-level", "debug") as running:
-            running.said("serving", 4)
+            running.said("serving", 6)
             yield running
 
     @asynccontextmanager
@@ -111,7 +111,7 @@ class Sealed:
 def sealed_shop(home: Path, *, ring: bool = True) -> Iterator[Sealed]:
     """The app, a server and, unless said otherwise, a ring of acme."""
     (home / "shop.py").write_text(_APP)
-    settings = 'workspaces = ["acme/w", "zeta/w"]\nstore = "store/shop.db"\n'
+    settings = 'workspaces = ["acme/w", "zeta/w"]\nstore = "store/shop.db"\nlock_manager = true\n'
     path = home / "keys" / "acme.ring"
     (home / "meshforge.toml").write_text(settings + ('codec_keys = ["acme = keys/acme.ring"]\n' if ring else ""))
     with PrivateServer(store_dir=home / "streams") as server:

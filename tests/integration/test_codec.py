@@ -24,11 +24,15 @@ from .sealed_world import SECRET, Sealed, sealed_shop
 
 TEXT = {"text": SECRET}
 ROOT = Path(__file__).parents[2]
+AGENTS = ("clerk", "safe", "sys_lock_manager")
 
 
 async def everything(mesh: MeshClient) -> None:
-    """Decisions, a snapshot, refusals, a conflict, a mismatch, a dead letter, a command that stays in its stream."""
+    """Decisions, a snapshot, refusals, a conflict, a mismatch, a dead letter, a lock, a command that stays in its
+    stream."""
     await mesh.send("nobody", "keep", TEXT)
+    async with mesh.lock("door", owner_id=SECRET) as held:
+        assert held.fencing_token == 1
     made = [mesh.command("safe", "keep", TEXT, entity_id="a") for _ in range(SNAPSHOT_EVERY)]
     await mesh.send_many(made)
     found = await mesh.call("safe", "get", entity_id="a")
@@ -112,11 +116,15 @@ async def test_erasing_a_tenant(tmp_path: Path) -> None:
             async with world.client() as mesh, world.client("zeta") as other:
                 first = await mesh.call("safe", "keep", TEXT, entity_id="a", idempotency_key="k")
                 await other.call("safe", "keep", TEXT, entity_id="a", idempotency_key="k")
+                async with mesh.lock("door") as held:
+                    assert held.fencing_token == 1
                 before = await world.streamed("acme")
                 _destroy(world)
+                # Nothing arrives, and what the engines had in memory is dropped all the same.
+                ended = worker.said("the session of the engine ended", 3)
+                assert {line["scope"] for line in ended} == {f"acme/w/{agent}" for agent in AGENTS}
                 with pytest.raises(Erased, match="the keys of tenant 'acme' were destroyed on"):
                     await mesh.call("safe", "get", entity_id="a")
-                # The worker had the state in memory; it is told of the destruction by nobody, and restarted by nobody.
                 async with world.client(codecs=False) as stranger:
                     found = await stranger.call("safe", "get", entity_id="a")
                     assert (found.name, found.payload["code"]) == ("refused", "erased")
@@ -131,6 +139,7 @@ async def test_erasing_a_tenant(tmp_path: Path) -> None:
             assert world.shop.does("verify", "--json").code == ExitCode.OK
             worker.process.send_signal(signal.SIGTERM)
             assert worker.ended() == ExitCode.OK
+            assert "the engine crashed" not in {line["event"] for line in worker.lines()}
         # The next worker finds nothing but tombstones.
         with world.served():
             async with world.client(codecs=False) as stranger:

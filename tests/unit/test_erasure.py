@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import orjson
@@ -11,9 +11,11 @@ import trio
 from doubles import SCOPE, USER, Desk, command, counter, delivery, event, outcomes
 from sealed_doubles import NOW, RING, SECRET, Keys, desk, everything, sealed_command, sealer
 
+from meshforge_trio.answers import Answers
 from meshforge_trio.asides import Asides
 from meshforge_trio.codec import Codecs, ScopeSealer, is_sealed
 from meshforge_trio.drafts import Drafter
+from meshforge_trio.engine import RuntimeEngine
 from meshforge_trio.envelope import encode, payload_hash
 from meshforge_trio.errors import Erased, Misconfigured, Transient
 from meshforge_trio.intake import read_delivery
@@ -153,6 +155,49 @@ def test_keys_that_are_destroyed_end_the_session_and_are_not_used_by_what_is_und
     keys.lost = True
     with pytest.raises(Transient, match="the ring is gone"):
         renew(by)
+
+
+@attrs.define
+class _Store:
+    """Has no rows to ask for."""
+
+    def scope(self, scope: Scope) -> None:
+        """Nobody asks."""
+
+
+def test_no_delivery_is_read_with_keys_that_are_gone() -> None:
+    keys = Keys()
+    by = sealer(keys)
+    engine = RuntimeEngine(SCOPE, counter(), cast(Any, _Store()))
+    arrived = delivery(command_subject(SCOPE, "add"), encode(command(1)))
+    assert [one.fault for one in engine._read([arrived], by)] == [None]
+    keys.destroy()
+    with pytest.raises(Transient, match="the keys changed under this session"):
+        engine._read([arrived], by)
+
+
+def test_a_client_knows_its_own_mismatch_by_the_keyed_hash() -> None:
+    """Of an earlier sending: its id names the hash of the payload that was refused."""
+    by = sealer()
+    made = command(1, payload={"amount": 5})
+    answers = Answers(by)
+    with answers.expect(made) as waiter:
+        for digest in (None, by.digest):
+            told = by.sealed(
+                event(
+                    9,
+                    "refused",
+                    agent=SCOPE.agent,
+                    id=f"c0_{payload_hash(made, digest).hex()[:16]}_refused",
+                    idempotency_key="k1",
+                    causation_id="c0",
+                    payload={"code": "idempotency_mismatch", "reason": "used", "field": "idempotency_key"},
+                )
+            )
+            assert waiter.answer is None
+            answers.receive(b"", b"", None, encode(told))
+        assert waiter.answer is not None
+        assert waiter.answer.payload["code"] == "idempotency_mismatch"
 
 
 def test_a_client_follows_its_keys() -> None:
