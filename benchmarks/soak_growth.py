@@ -116,7 +116,7 @@ def _of_memory(warm: Sequence[Sample]) -> Iterator[Trend]:
     bound = _RSS_PER_1000_KIB + (_RSS_ONCE_KIB / thousands if known else 0.0)
     yield Trend("memory of the worker", slope, bound, "KiB per 1,000 commands", slope <= bound, known)
     # What is in use, whatever the allocator keeps: this is where a leak shows first.
-    slope = _slope([(sample.decided / 1000, float(sample.blocks)) for sample in warm]) if known else 0.0
+    slope = _slope(_least([(sample.decided / 1000, float(sample.blocks)) for sample in warm])) if known else 0.0
     bound = _BLOCKS_PER_1000 + (_BLOCKS_ONCE / thousands if known else 0.0)
     yield Trend("blocks in use of the worker", slope, bound, "per 1,000 commands", slope <= bound, known)
 
@@ -151,6 +151,11 @@ def _thirds(samples: Sequence[Sample]) -> tuple[Sequence[Sample], Sequence[Sampl
 def _bytes_per_command(samples: Sequence[Sample]) -> float:
     commands = samples[-1].decided_in_all - samples[0].decided_in_all
     return max(1.0, samples[-1].database - samples[0].database) / max(1, commands)
+
+
+def _least(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+    """Of each three in a row the one with the least in use: a sample may fall into the beginning of a session."""
+    return [min(points[i : i + 3], key=lambda point: point[1]) for i in range(max(1, len(points) - 2))]
 
 
 def _slope(points: Sequence[tuple[float, float]]) -> float:

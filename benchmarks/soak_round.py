@@ -23,6 +23,7 @@ from benchmarks.soak_storm import Strike, draw_storm
 from benchmarks.soak_world import SoakWorld
 from chaos.case import Case
 from chaos.evidence import Sent
+from chaos.faults.proxy import Proxy
 from chaos.observer import Observer
 from chaos.world import WorldError
 
@@ -46,11 +47,19 @@ class Round:
     """
 
     def __init__(
-        self, seed: str, number: int, world: SoakWorld, observer: Observer, home: Path, tell: Callable[[str], None]
+        self,
+        seed: str,
+        number: int,
+        world: SoakWorld,
+        proxy: Proxy,
+        observer: Observer,
+        home: Path,
+        tell: Callable[[str], None],
     ) -> None:
         self._seed = seed
         self._number = number
         self._world = world
+        self._proxy = proxy
         self._observer = observer
         self._tell = tell
         self._load = Load(seed, number)
@@ -73,12 +82,14 @@ class Round:
         self._world.begin_round()
         self._observer.received.clear()
         self._tell("load and faults")
+        self._proxy.calm = False
         with trio.fail_after(seconds + _DRAIN_S):
             async with trio.open_nursery() as nursery:
                 for strike in draw_storm(self._seed, self._number, seconds):
                     nursery.start_soon(self._strike, strike)
                 await self._send_at(rate, seconds)
         self._tell("calm")
+        self._proxy.calm = True
         with trio.move_on_after(_DRAIN_S):
             await self._calm()
             await self._send(self._load.batch(_AFTER, "after"))

@@ -22,7 +22,7 @@ from benchmarks.soak_round import APP, LIMIT, Round
 from benchmarks.soak_storm import LEASE_S, draw_frames, draw_plan
 from benchmarks.soak_world import SURVIVOR, SoakWorld
 from chaos.evidence import Sent
-from chaos.faults.proxy import open_proxy
+from chaos.faults.proxy import Proxy, open_proxy
 from chaos.history import History
 from chaos.mutants.patch import Patch
 from chaos.observer import Observer, open_observer, resent
@@ -149,7 +149,7 @@ class Soak:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(world.keep)
                 nursery.start_soon(self._watch, world)
-                if await self._rounds(world, observer, seconds, round_s, rate):
+                if await self._rounds(world, proxy, observer, seconds, round_s, rate):
                     await self._ask_again(world, observer)
                 world.stop_replacing()
                 await self._drain(world)
@@ -162,7 +162,9 @@ class Soak:
         self._serial += 1
         return () if number == SURVIVOR else draw_plan(self._seed, self._serial, number)
 
-    async def _rounds(self, world: SoakWorld, observer: Observer, seconds: float, round_s: float, rate: float) -> bool:
+    async def _rounds(
+        self, world: SoakWorld, proxy: Proxy, observer: Observer, seconds: float, round_s: float, rate: float
+    ) -> bool:
         """Round after round until time is up; false if one did not drain, which nothing can follow."""
         number = 0
         while trio.current_time() - self._begun < seconds:
@@ -173,7 +175,7 @@ class Soak:
                 self._label = f"round {number}, {text}"
 
             home = self._home / f"round-{number}"
-            played = Round(self._seed, number, world, observer, home, tell)
+            played = Round(self._seed, number, world, proxy, observer, home, tell)
             verdict = await played.run(round_s, rate)
             await self._note(number, world, verdict)
             self._kept += [sent for sent in played.sent if sent.expect == ("decided",)][-_KEPT_PER_ROUND:]

@@ -112,7 +112,7 @@ class Proxy:
     """Made by `open_proxy`.
 
     `fired` are the texts of the rules that have fired, in order; `misread` says of each connection whose bytes were
-    not understood what was wrong with them.
+    not understood what was wrong with them. While it is `calm` rules wait: what passes then is not counted.
     """
 
     def __init__(
@@ -121,6 +121,7 @@ class Proxy:
         self.port = port
         self.fired: list[str] = []
         self.misread: list[str] = []
+        self.calm = False
         self._target_port = target_port
         self._rules = {(str(rule.place), rule.nth): rule for rule in rules}
         self._history = None if history is None else history.of("proxy")
@@ -137,7 +138,7 @@ class Proxy:
 
     @property
     def passed(self) -> Mapping[str, int]:
-        """How many frames of each kind there have been, the lost ones too."""
+        """How many frames of each kind there have been that rules count, the lost ones too."""
         return self._passed
 
     async def serve(self, client: trio.SocketStream) -> None:
@@ -233,8 +234,10 @@ class Proxy:
 
     def _meet(self, link: _Link, frame: Frame) -> FrameRule | None:
         """Count a frame and write down what the history is to know of it; the rule that befalls it, if any."""
-        self._passed[frame.kind] += 1
-        rule = self._rules.get((frame.kind, self._passed[frame.kind]))
+        rule = None
+        if not self.calm:
+            self._passed[frame.kind] += 1
+            rule = self._rules.get((frame.kind, self._passed[frame.kind]))
         if rule is not None:
             self._write("fault", rule=str(rule))
             self.fired.append(str(rule))

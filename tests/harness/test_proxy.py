@@ -73,6 +73,23 @@ async def test_a_swallowed_frame_is_the_only_one_lost(kind: str, tmp_path: Path,
         assert await read(target, len(frame)) == frame
 
 
+async def test_while_it_is_calm_rules_wait(tmp_path: Path, history: History) -> None:
+    rule = "proxy:ack@2=swallow"
+    frame = FRAMES["ack"]
+    async with lines(rule, history=history) as world:
+        line = await world.dial()
+        await line.greet()
+        world.proxy.calm = True
+        for _ in range(3):
+            await line.client.send_all(frame)
+            assert await read(line.server, len(frame)) == frame
+        assert "ack" not in world.proxy.passed
+        world.proxy.calm = False
+        await line.client.send_all(frame + frame + AFTER)
+        assert await read(line.server, len(frame + AFTER)) == frame + AFTER
+        assert world.proxy.fired == [rule]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_black_hole_takes_all_from_its_frame_on(kind: str, tmp_path: Path, history: History) -> None:
     rule = f"proxy:{kind}@{1 + (kind == 'publish')}=blackhole"

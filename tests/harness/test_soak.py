@@ -90,6 +90,12 @@ def test_blocks_that_come_and_go_are_no_leak() -> None:
     assert trend(trends(busy), "blocks in use").holds
 
 
+def test_one_sample_in_the_middle_of_a_recovery_is_no_leak() -> None:
+    found = samples()
+    found[-2] = attrs.evolve(found[-2], blocks=400_000)
+    assert trend(trends(found), "blocks in use").holds
+
+
 def test_open_files_that_stay_open_are_found() -> None:
     leaking = [attrs.evolve(each, files=20 + i) for i, each in enumerate(samples())]
     assert not trend(trends(leaking), "open files").holds

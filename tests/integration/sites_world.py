@@ -26,8 +26,8 @@ from meshforge_trio.server import find_binary
 from meshforge_trio.subjects import EVENTS
 from meshforge_trio.sync_client import SyncMeshClient
 
-from .cli_world import DEADLINE_S, Running, Shop, eventually, shop
-from .test_health import ask, free_ports
+from .cli_world import DEADLINE_S, Running, Shop, eventually, free_ports, shop
+from .test_health import ask
 
 TENANTS: Final = ("acme", "zeta")
 USER: Final = SecurityContext("kim", "user")

@@ -161,6 +161,8 @@ def test_keys_that_are_destroyed_end_the_session_and_are_not_used_by_what_is_und
 class _Store:
     """Has no rows to ask for."""
 
+    place = "here"
+
     def scope(self, scope: Scope) -> None:
         """Nobody asks."""
 
