@@ -297,11 +297,11 @@ from meshforge_trio import reconcile
 from meshforge_trio.cli import main
 real = reconcile.Reconciler.__init__
 
-def dying(self, store, broker, scope, clock, progress):
+def dying(self, store, broker, scope, clock, progress, *more):
     def told(what, done, total):
         if done:
             os.kill(os.getpid(), signal.SIGKILL)
-    real(self, store, broker, scope, clock, told)
+    real(self, store, broker, scope, clock, told, *more)
 
 reconcile.Reconciler.__init__ = dying
 sys.argv[0] = "meshforge"
