@@ -2,8 +2,8 @@
 
 One thread decides for every scope of a process, and a store has one writer. While a scope is alone it takes whole
 batches. As soon as another one has had a turn lately, each takes slices: as many commands as it decides in about half
-a millisecond, or in a fraction of what a turn takes besides, so that a slow disk does not leave it with next to
-nothing. Where turns on a store meet, the scope whose last turn is longest ago goes first: before its own turn it waits
+a millisecond, or in a fraction of what a turn takes besides, so that a slow disk leaves slow handlers more than one at
+a time. Where turns on a store meet, the scope whose last turn is longest ago goes first: before its own turn it waits
 for one of each other scope at most, and whoever sends little hardly waits for whoever sends much.
 
 A scope without commands costs nothing here: only those that had a turn within `LATELY_S` are remembered.
@@ -28,7 +28,7 @@ LATELY_S: Final = 10.0
 _SLICE_S: Final = 0.0005
 #: And in proportion to what a turn takes besides: reading, the commit, its sync.
 _SLICE_SHARE: Final = 0.25
-_SLICE_MAX: Final = 128
+_SLICE_MAX: Final = 32
 #: How much of what was measured before is kept at each turn.
 _KEPT: Final = 0.9
 

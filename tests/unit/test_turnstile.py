@@ -44,7 +44,7 @@ async def test_whoever_is_not_takes_slices_until_the_other_has_been_silent_for_a
     await had_turn(calm)
     await trio.sleep(LATELY_S)
     await had_turn(loud)
-    assert (loud.most(BATCH), loud.most(10)) == (128, 10)
+    assert (loud.most(BATCH), loud.most(10)) == (32, 10)
     await trio.sleep(0.001)
     assert loud.most(BATCH) == BATCH
 
@@ -57,14 +57,14 @@ async def test_it_is_the_last_turn_that_counts(autojump_clock: trio.testing.Mock
     # The loud one's only turn is longer ago than the calm one's second, and too long.
     await trio.sleep(3)
     assert calm.most(BATCH) == BATCH
-    assert loud.most(BATCH) == 128
+    assert loud.most(BATCH) == 32
 
 
 async def test_only_who_had_a_turn_lately_is_remembered(autojump_clock: trio.testing.MockClock) -> None:
     loud, *others = seats(50)
     for seat in others:
         await had_turn(seat)
-    assert loud.most(BATCH) == 128
+    assert loud.most(BATCH) == 32
     assert len(loud._turnstile._lately) == 49
     await trio.sleep(LATELY_S + 1)
     assert loud.most(BATCH) == BATCH
@@ -75,11 +75,11 @@ async def test_scopes_of_two_stores_share_the_process(autojump_clock: trio.testi
     shared = Turnstile()
     loud, calm = shared.seat("here"), shared.seat("there")
     await had_turn(calm)
-    assert loud.most(BATCH) == 128
+    assert loud.most(BATCH) == 32
 
 
 @pytest.mark.parametrize(
-    ("seconds_each", "most"), [(1e-9, 128), (0.0005 / 128, 128), (0.0005 / 16, 16), (0.0005, 1), (1.0, 1)]
+    ("seconds_each", "most"), [(1e-9, 32), (0.0005 / 32, 32), (0.0005 / 16, 16), (0.0005, 1), (1.0, 1)]
 )
 async def test_a_slice_is_what_is_decided_in_its_time(
     seconds_each: float, most: int, monkeypatch: pytest.MonkeyPatch
@@ -105,10 +105,10 @@ async def test_where_turns_take_long_slices_are_larger(
     for _ in range(200):
         async with loud.turn():
             with loud.deciding(10):
-                now += 10 * 0.00002
-            await trio.sleep(0.0042)
+                now += 10 * 0.00005
+            await trio.sleep(0.0045)
         await had_turn(calm)
-    assert loud.most(BATCH) == pytest.approx(0.001 / 0.00002, abs=1)
+    assert loud.most(BATCH) == pytest.approx(0.001 / 0.00005, abs=1)
 
 
 async def test_what_passes_while_a_handler_waits_is_not_its_scopes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +119,7 @@ async def test_what_passes_while_a_handler_waits_is_not_its_scopes(monkeypatch: 
     await had_turn(calm)
     with waiting.deciding(1):
         now += 5.0
-    assert waiting.most(BATCH) == 128
+    assert waiting.most(BATCH) == 32
 
 
 class _Time:
