@@ -228,3 +228,11 @@ async def test_a_failed_disk_ends_the_store_for_good(world: World) -> None:
     with pytest.raises(StoreBroken):
         await store.keep_alive()
     assert not store.lease_valid()
+
+
+async def test_stores_of_one_database_name_one_place(world: World) -> None:
+    """Who takes turns for its one writer can tell by it."""
+    here, beside = await world.open(), await world.open()
+    assert here.place == beside.place
+    await here.close()
+    await beside.close()

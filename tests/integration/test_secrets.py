@@ -284,6 +284,10 @@ WRONG: Final[Mapping[str, str]] = {
     "a seed for an entry": 'signing_keys = ["{0}"]',
     "a seed for a path": 'nkey_seed_file = "{0}"\nurl = "nats://127.0.0.1:9"',
     "a rule that holds it": 'permissions = ["allow user:{0}"]',
+    "a password of a tenant that is no text": "[tenants.default]\npassword = 77{0}",
+    "an address of a tenant": '[tenants.default]\nurl = "nats://kim:{0}@127.0.0.1:port"',
+    "a token of nobody's tenant": '[tenants.nobody]\ntoken = "{0}"',
+    "a misspelt name of a tenant": '[tenants.default]\ntokken = "{0}"',
     "an nkey file with something else": 'nkey_seed_file = "file"',
     "a signing file with something else": 'signing_seed_file = "file"',
     "a credentials file with something else": 'credentials_file = "file"',
@@ -295,7 +299,7 @@ WRONG: Final[Mapping[str, str]] = {
 def test_what_is_set_wrongly_is_told_without_its_value(tmp_path: Path, wrong: str) -> None:
     haul = Haul()
     number = str(secrets.randbelow(10**15) + 10**15)
-    secret = haul.plant(wrong, number if wrong == "a password that is no text" else new_seed()[0])
+    secret = haul.plant(wrong, number if wrong.endswith("no text") else new_seed()[0])
     at = shop(tmp_path, "")
     (tmp_path / "file").write_text(f"-----BEGIN PRIVATE KEY-----\n{secret}\n-----END PRIVATE KEY-----\n")
     (tmp_path / "meshforge.toml").write_text(WRONG[wrong].format(secret))
