@@ -33,7 +33,18 @@ from meshforge_trio.codec import Codecs, PayloadCodec, Sealed
 from meshforge_trio.errors import Erased, Misconfigured, Poison
 from meshforge_trio.subjects import is_token
 
-__all__ = ["AesSiv", "Key", "KeyRings", "Ring", "change_ring", "codecs_of", "make_ring", "parse_ring", "read_ring", "rebased"]
+__all__ = [
+    "AesSiv",
+    "Key",
+    "KeyRings",
+    "Ring",
+    "change_ring",
+    "codecs_of",
+    "make_ring",
+    "parse_ring",
+    "read_ring",
+    "rebased",
+]
 
 _SECRET_BYTES: Final = 64
 _HASH_KEY_BYTES: Final = 32
