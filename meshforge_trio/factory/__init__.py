@@ -1,0 +1,1 @@
+"""From a PRD to a workspace of agents that runs."""
