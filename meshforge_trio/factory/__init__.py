@@ -1,1 +1,1 @@
-"""From a PRD to a workspace of agents that runs."""
+"""From a PRD, a Markdown document of a product person, to a workspace of agents."""

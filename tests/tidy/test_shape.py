@@ -44,6 +44,7 @@ ORDER = (
     ("runtime", "replay", "uplink", "outgoing", "answers", "feed", "lock_client", "revise"),
     ("client", "launch", "sync_client"),
     ("workers", "takeover", "reconcile", "dead_letters", "stranded"),
+    ("factory",),
     ("cli", "__main__"),
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
