@@ -85,11 +85,13 @@ def _profile(name: str, told: Mapping[str, Any]) -> Profile:
     broker, replicas, about = told.get("broker", "private"), told.get("replicas", 1), told.get("about", "")
     toggles = told.get(_TABLE, {})
     if broker not in get_args(Broker):
-        raise Misconfigured(f"profile {name}: broker is {broker!r:.80}; it must be one of {', '.join(get_args(Broker))}")
+        raise Misconfigured(
+            f"profile {name}: broker is {broker!r:.80}; it must be one of {', '.join(get_args(Broker))}"
+        )
     if type(replicas) is not int or not 1 <= replicas <= _REPLICAS_MAX:
         raise Misconfigured(f"profile {name}: replicas is {replicas!r:.80}; it must be between 1 and {_REPLICAS_MAX}")
     if replicas > 1 and broker != "cluster":
-        raise Misconfigured(f"profile {name}: one server keeps one copy; replicas above 1 need broker = \"cluster\"")
+        raise Misconfigured(f'profile {name}: one server keeps one copy; replicas above 1 need broker = "cluster"')
     if not isinstance(about, str) or not isinstance(toggles, dict):
         raise Misconfigured(f"profile {name}: about must be a text, {_TABLE} a table")
     _refuse_unknown(f"profile {name}: {_TABLE}", toggles, [field.name for field in attrs.fields(Toggles)])
