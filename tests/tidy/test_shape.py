@@ -24,7 +24,7 @@ PORT_METHODS_MAX = 8
 
 #: Lowest first: a module imports from its own group and those before it.
 ORDER = (
-    ("errors", "points", "ids"),
+    ("errors", "points", "ids", "exact"),
     ("subjects",),
     ("envelope", "clock"),
     ("decisions", "permissions", "signing"),
