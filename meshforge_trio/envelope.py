@@ -12,7 +12,6 @@ import re
 import typing
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
-from decimal import Decimal
 from types import NoneType
 from typing import Any, Final, Literal, get_origin
 
@@ -56,7 +55,6 @@ _SPAN: Final = re.compile(r"[0-9a-f]{16}")
 _DIGITS_TO_ZERO: Final = bytes(48 if 48 <= i <= 57 else i for i in range(256))
 _LONG_NUMBER: Final = b"0" * 19
 _STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"')
-_DECIMAL: Final = re.compile(r"-?[0-9]{1,30}(\.[0-9]{1,30})?")
 _LONG_INTEGER: Final = re.compile(rb"(?<![0-9.eE+-])-?[0-9]{19,}(?![0-9.eE])")
 
 
@@ -149,19 +147,7 @@ def converter(*, detailed: bool = False, forbid_extra_keys: bool = True) -> catt
         return sorted((made.unstructure(value) for value in values), key=canonical)
 
     made.register_unstructure_hook_func(_is_set, sorted_list)
-    made.register_structure_hook(Decimal, _strict_decimal)
-    made.register_unstructure_hook(Decimal, _decimal_text)
     return made
-
-
-def _strict_decimal(value: Any, _: Any) -> Decimal:
-    if isinstance(value, str) and _DECIMAL.fullmatch(value):
-        return Decimal(value)
-    raise ValueError(f'expected a decimal as a string, as "12.50", not {value!r:.60}')
-
-
-def _decimal_text(value: Decimal) -> str:
-    return format(value, "f")
 
 
 def _is_set(kind: Any) -> bool:

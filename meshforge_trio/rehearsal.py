@@ -13,6 +13,7 @@ rehearsal; `chaos` is for that.
 from __future__ import annotations
 
 from collections import deque
+from decimal import Decimal
 from typing import Any, Final
 
 import attrs
@@ -89,6 +90,30 @@ class Rehearsal:
             waiting.extend(followers)
         raise Misconfigured(f"{action} of {agent} leads to more than {_CHAIN_MAX} decisions: agents that never stop")
 
+    def given(
+        self, agent: str, action: str, payload: JsonObject | None = None, *, entity: str | None = None, at: float = 0.0
+    ) -> None:
+        """As `send`, for what has happened before: `events` holds only what comes after it.
+
+        Raises:
+            AssertionError: it was refused.
+        """
+        told = self.send(agent, action, payload, entity=entity, at=at)
+        assert not told.code, f"{action} of {agent} was refused: {told.payload.get('reason')}"
+        self.events.clear()
+
+    def happened(self, agent: str, name: str, entity: str | None = None, **values: Any) -> bool:
+        """Whether there was such an event, of that entity if one is named, with at least these values.
+
+        Values are as Python holds them: a `Decimal` stands for every text of the same number.
+        """
+        return any(
+            (event.agent, event.name) == (agent, name)
+            and entity in (None, event.entity)
+            and all(field in event.payload and _same(event.payload[field], value) for field, value in values.items())
+            for event in self.events
+        )
+
     def _command(
         self, agent: str, action: str, payload: JsonObject, entity: str | None, expected_version: int | None
     ) -> CommandEnvelope:
@@ -163,3 +188,12 @@ class Rehearsal:
 
     def _sent(self, send: Send) -> CommandEnvelope:
         return self._command(send.agent, send.action, send.payload, send.entity_id, send.expected_version)
+
+
+def _same(told: Any, value: Any) -> bool:
+    """Whether a value of JSON is this one of Python."""
+    if isinstance(value, Decimal):
+        return isinstance(told, str) and Decimal(told) == value
+    if isinstance(value, tuple | list):
+        return isinstance(told, list | tuple) and len(told) == len(value) and all(map(_same, told, value))
+    return bool(told == value) and isinstance(told, bool) is isinstance(value, bool)

@@ -36,7 +36,7 @@ def app_source(prd: Prd, *, lock_manager: bool) -> str:
             "from meshforge_trio.runtime import App\n\n",
             _imported("agents", sorted(names)),
             "\n",
-            call("app = App", [call("", served, brackets="[]").strip()]),
+            call("app = App", [call("", served, brackets=("[", "]")).strip()]),
         )
     )
 
@@ -83,9 +83,9 @@ def rules_source(agent: AgentSpec) -> str | None:
     names = name_module(agent)
     head = docstring(
         f"Rules of `{agent.name}` that the PRD says in words: yours to write.\n\n"
-        "Each is called before its command takes effect. Raise `Refused(reason, code=...)` where the rule is broken, and "
-        "read the state, the payload and `ctx` alone: the same command on the same state must be decided alike. This "
-        "file is never written over; a rule that is new in the PRD is added at its end."
+        "Each is called before its command takes effect. Raise `Refused(reason, code=...)` where the rule is broken, "
+        "and read the state, the payload and `ctx` alone: the same command on the same state must be decided alike. "
+        "This file is never written over; a rule that is new in the PRD is added at its end."
     )
     imports = (
         "\nfrom __future__ import annotations\n\nfrom typing import TYPE_CHECKING\n\n"

@@ -55,7 +55,19 @@ def _command(prd: Prd, agent: AgentSpec, command: Command, names: ModuleNames) -
     body += _effects(prd, command, names)
     parameters = [f"state: {names.state}", f"payload: {names.commands[command.name]}", "ctx: Context"]
     head = call(f"def {names.handlers[command.name]}", parameters, f" -> {_returns(command, names)}:")
-    return f"@agent.command({literal(command.name)})\n{head}{body}"
+    return (f"@agent.command({literal(command.name)})\n" if _is_asked(prd, agent, command) else "") + head + body
+
+
+def _is_asked(prd: Prd, agent: AgentSpec, command: Command) -> bool:
+    """Whether anybody can send it: an internal command that no agent sends is decided by reactions alone."""
+    sent = {
+        (effect.agent, effect.command)
+        for other in prd.agents
+        for asked in other.commands
+        for effect in asked.effects
+        if isinstance(effect, SendCommand)
+    }
+    return not command.internal or (agent.name, command.name) in sent
 
 
 def _used(command: Command) -> frozenset[str]:
@@ -155,7 +167,7 @@ def _query(query: Query, names: ModuleNames) -> str:
     if any(_holds_decimal(assignment.value.kind) for assignment in query.fields):
         body += call("told = as_json", ["{" + ", ".join(items) + "}"], indent=4)
     else:
-        body += call("told: JsonObject = ", items, indent=4, brackets="{}")
+        body += call("told: JsonObject = ", items, indent=4, brackets=("{", "}"))
     body += '    return Reply("found", told)\n'
     head = call(f"def {names.handlers[query.name]}", parameters, " -> Reply:")
     return f"@agent.query({literal(query.name)})\n{head}{body}"

@@ -14,7 +14,25 @@ __all__ = ["ModuleNames", "custom_rules", "heard_fields", "name_module"]
 
 #: What the head of a module may bring, what a handler calls its own, and the functions that expressions call.
 _TAKEN: Final = frozenset(
-    ["Agent", "Context", "Decimal", "EventEnvelope", "JsonObject", "Literal", "Refused", "Reply", "Send", "agent", "annotations", "as_json", "attrs", "between", "existing_entity", "named_entity", "new_entity", "rules", "sized", "ctx", "entity_id", "event", "exists", "now", "outputs", "payload", "state", "abs", "bool", "dict", "int", "isinstance", "len", "list", "max", "min", "str", "sum", "tuple"]
+    {
+        *("Agent", "Context", "Decimal", "EventEnvelope", "JsonObject", "Literal", "Refused", "Reply", "Send"),
+        *("agent", "annotations", "as_json", "attrs", "between", "existing_entity", "named_entity", "new_entity"),
+        *(
+            "rules",
+            "sized",
+            "ctx",
+            "entity_id",
+            "event",
+            "exists",
+            "now",
+            "outputs",
+            "payload",
+            "state",
+            "told",
+            "asked",
+        ),
+        *("abs", "bool", "dict", "int", "isinstance", "len", "list", "max", "min", "str", "sum", "tuple"),
+    }
 )
 
 
@@ -38,6 +56,7 @@ def name_module(agent: AgentSpec) -> ModuleNames:
     def class_of(name: str, otherwise: str) -> str:
         return names.give(class_name(name), class_name(name) + otherwise)
 
+    asked = [command.name for command in agent.commands] + [query.name for query in agent.queries]
     return ModuleNames(
         state=class_of(agent.name, "State"),
         commands={command.name: class_of(command.name, "Command") for command in agent.commands},
@@ -46,9 +65,7 @@ def name_module(agent: AgentSpec) -> ModuleNames:
             (reaction.agent, reaction.event): class_of(f"{reaction.agent}_{reaction.event}", "Heard")
             for reaction in agent.reactions
         },
-        handlers={
-            asked.name: names.give(asked.name, f"do_{asked.name}") for asked in (*agent.commands, *agent.queries)
-        },
+        handlers={name: names.give(name, f"do_{name}") for name in asked},
         appliers={event.name: names.give(event.name, f"apply_{event.name}") for event in agent.events},
     )
 

@@ -52,11 +52,12 @@ class Names:
     """The names of one module: each is given once."""
 
     def __init__(self, taken: Iterable[str] = ()) -> None:
-        self._taken = {*taken, *keyword.kwlist, *keyword.softkwlist}
+        self._taken = set(taken).union(keyword.kwlist, keyword.softkwlist)
 
     def give(self, name: str, otherwise: str) -> str:
         """`name` if it is free, else `otherwise`, else that with a number."""
-        for candidate in (name, otherwise, *(f"{otherwise}_{number}" for number in range(2, len(self._taken) + 3))):
+        numbered = [f"{otherwise}_{number}" for number in range(2, len(self._taken) + 3)]
+        for candidate in [name, otherwise, *numbered]:
             if candidate not in self._taken:
                 self._taken.add(candidate)
                 return candidate
@@ -85,8 +86,9 @@ def _text_literal(text: str) -> str:
 
 
 def sentence(text: str) -> str:
-    """Prose on one line, with a stop."""
+    """Prose on one line, with a capital and a stop."""
     flat = " ".join(text.split())
+    flat = flat[:1].upper() + flat[1:]
     return flat if not flat or flat[-1] in ".!?:" else f"{flat}."
 
 
@@ -112,7 +114,9 @@ def indented(text: str, by: int = 4) -> str:
     return textwrap.indent(text, " " * by)
 
 
-def call(head: str, arguments: Sequence[str], tail: str = "", indent: int = 0, brackets: str = "()") -> str:
+def call(
+    head: str, arguments: Sequence[str], tail: str = "", indent: int = 0, brackets: tuple[str, str] = ("(", ")")
+) -> str:
     """`head(arguments)tail` on one line if it fits, else with the arguments on their own line, else one a line."""
     opening, closing = brackets
     margin, deeper = " " * indent, " " * (indent + 4)
