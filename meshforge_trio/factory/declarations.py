@@ -4,6 +4,7 @@ second, which needs to know all of them."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final, TypeVar
 
 import attrs
@@ -19,6 +20,7 @@ from meshforge_trio.factory.problems import Problems, Unreadable, closest, did_y
 
 __all__ = ["AgentDraft", "Draft", "ExampleDraft", "Part", "declare"]
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 AGENTS_MAX: Final = 200
@@ -217,7 +219,7 @@ class _Declaring:
                 continue
             name = check_name(name, "field", where, self._problems)
             if names.take(name, "field", where):
-                into[name] = self._reading(cells["field"], lambda _, n=name, c=cells: self._field(n, c))
+                into[name] = self._reading(cells, partial(self._field, name))
         if len(into) > _FIELDS_MAX:
             self._problems.add(table.head[0].where, f"more than {_FIELDS_MAX} fields", "make two agents of it")
         return whole
@@ -314,9 +316,9 @@ class _Declaring:
             for below in section.sections:
                 self._problems.add(below.title.where, "a heading too deep", "headings end with '###'")
 
-    def _reading(self, phrase: Phrase, read: Callable[[Phrase], T]) -> T | None:
+    def _reading(self, source: S, read: Callable[[S], T]) -> T | None:
         try:
-            return read(phrase)
+            return read(source)
         except Unreadable as error:
             self._problems.add(error.where, error.what, error.suggestion)
             return None

@@ -20,6 +20,7 @@ __all__ = [
     "BOOLEAN",
     "DECIMAL",
     "DURATION",
+    "ID",
     "INTEGER",
     "NOTHING",
     "TEXT",
