@@ -10,7 +10,7 @@ import attrs
 from meshforge_trio.factory.declarations import AgentDraft, Draft, ExampleDraft, Part
 from meshforge_trio.factory.evaluation import evaluated
 from meshforge_trio.factory.expressions import Names, checked
-from meshforge_trio.factory.model import Example, Expectation, Field, Invariant, Kind, Step
+from meshforge_trio.factory.model import STARTS_AT, Example, Expectation, Field, Invariant, Kind, Step
 from meshforge_trio.factory.outline import Phrase, Word
 from meshforge_trio.factory.phrases import Cursor
 from meshforge_trio.factory.problems import Problems, Unreadable
@@ -113,7 +113,7 @@ class _Reader:
     def __init__(self, draft: Draft, problems: Problems) -> None:
         self._draft = draft
         self._problems = problems
-        self._now: int = attrs.fields(Step).at.default
+        self._now = STARTS_AT
         #: Whether the last step only set the clock.
         self.at_time = False
 
