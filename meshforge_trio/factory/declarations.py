@@ -3,18 +3,17 @@ second, which needs to know all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final, TypeVar
 
 import attrs
 
-from meshforge_trio.factory.evaluation import evaluated
-from meshforge_trio.factory.expressions import Names, checked
+from meshforge_trio.factory.constants import read_constant
 from meshforge_trio.factory.kinds import read_kind, read_limits, start_of
 from meshforge_trio.factory.model import Field, Kind, Limits, Position
 from meshforge_trio.factory.names import Namespace, check_name, check_title, check_token
-from meshforge_trio.factory.outline import Phrase, Section, Table
+from meshforge_trio.factory.outline import Phrase, Section, Table, Word
 from meshforge_trio.factory.phrases import Cursor
 from meshforge_trio.factory.problems import Problems, Unreadable, closest, did_you_mean
 
@@ -89,12 +88,13 @@ def declare(sections: Sequence[Section], problems: Problems) -> Draft:
     if not sections:
         problems.add(Position(1, 1), "there is no title", "begin with a line like '# My shop'")
         return draft
+    if sections[0].level != 1:
+        if not problems:
+            problems.add(sections[0].title.where, "the first heading is not the title", "write it as '# My shop'")
+        return draft
     _Declaring(problems, draft).title(sections[0])
     for section in sections[1:]:
-        what = "a second title" if section.level == 1 else "a heading above the title's level"
-        problems.add(section.title.where, what, "begin agents with '## Agent: ', and everything below the one title")
-    if sections[0].level != 1:
-        problems.add(sections[0].title.where, "the first heading is not the title", "write it as '# My shop'")
+        problems.add(section.title.where, "a second title", "write all of it below one; agents as '## Agent: order'")
     return draft
 
 
@@ -114,9 +114,8 @@ class _Declaring:
         for item in section.items:
             self._reading(item, self._address)
         heads = {"agent": self._agent, "invariants": self._invariants, "acceptance": self._acceptance}
-        for part in section.sections:
-            if not self._headed(part, 2, heads, named=("agent",)):
-                draft.incomplete = True
+        if not self._headed(section, 2, heads, named=("agent",)):
+            draft.incomplete = True
         if not draft.agents and not draft.incomplete:
             self._problems.add(section.title.where, "there is no agent", "write a heading like '## Agent: order'")
         if len(draft.agents) > AGENTS_MAX:
@@ -139,8 +138,7 @@ class _Declaring:
 
     def _acceptance(self, section: Section, _: str, __: Position) -> None:
         self._only(section, "Acceptance")
-        for part in section.sections:
-            self._headed(part, 3, {"example": self._example}, named=("example",))
+        self._headed(section, 3, {"example": self._example}, named=("example",))
 
     def _example(self, section: Section, name: str, where: Position) -> None:
         self._only(section, "an example", items=True)
@@ -189,9 +187,10 @@ class _Declaring:
             "query": part("query", agent.queries, ()),
             "listens to": listens,
         }
-        for below in section.sections:
-            if not self._headed(below, 3, heads, named=("command", "event", "query")):
-                agent.incomplete = agent.state_incomplete = True
+        if not self._headed(section, 3, heads, named=("command", "event", "query")):
+            agent.incomplete = agent.state_incomplete = True
+        if any(each.cut for each in (section, *section.sections)):
+            agent.incomplete = True
         if not (agent.state or agent.state_incomplete):
             self._problems.add(
                 where, f"agent {name!r} has no state", "write '### State' and a table of fields below it"
@@ -202,13 +201,13 @@ class _Declaring:
     def _fields(self, section: Section, columns: Sequence[str], into: dict[str, Field | None]) -> bool:
         """Read the fields of a table; whether all of them could be."""
         if not section.tables:
-            return True
+            return not section.broken
         table = section.tables[0]
         heads = self._columns(table, columns)
         if "field" not in heads or "type" not in heads:
             return False
         names = Namespace(self._problems)
-        whole = True
+        whole = not section.broken
         for row in table.rows:
             cells = {head: row[i] for head, i in heads.items()}
             name = cells["field"].source.strip("` ")
@@ -262,11 +261,8 @@ class _Declaring:
         text = cell.source.strip("` ")
         if not text:
             return start_of(kind)
-        if kind.name == "one of" and text in kind.choices:
-            return text
         offset = cell.source.index(text)
-        found = checked(text, lambda at: cell.position(offset + at), Names("a start"), self._problems, kind)
-        return None if found is None else evaluated(found, {})
+        return read_constant(cell, Word(text, offset, cell.position(offset)), kind, self._problems)
 
     # -- headings and complaints --------------------------------------------------------------------------------
 
@@ -277,31 +273,39 @@ class _Declaring:
         heads: Mapping[str, Callable[[Section, str, Position], None]],
         named: Sequence[str] = (),
     ) -> bool:
-        """Read a section by its heading; whether that was understood."""
-        title = section.title
-        head, colon, name = (part.strip() for part in title.source.partition(":"))
-        known = head.casefold() if head.casefold() in heads else closest(head.casefold(), heads)
+        """Read the sections below one by their headings; whether all of those were understood."""
         usage = ", ".join("#" * level + f" {each.capitalize()}" + (": ..." if each in named else "") for each in heads)
+        seen: set[str] = set()
+        whole = True
+        for below in section.sections:
+            title = below.title
+            head, colon, name = (part.strip() for part in title.source.partition(":"))
+            known = self._head(below, level, head.casefold(), heads, f"here belongs: {usage}")
+            if known is not None and (known in named) != bool(name):
+                what = f"a heading {known!r} {'without' if known in named else 'with'} a name"
+                self._problems.add(title.where, what, f"here belongs: {usage}")
+                known = None if known in named else known
+            if known is None:
+                whole = False
+                continue
+            if known in seen and known not in named:
+                self._problems.add(title.where, f"a second heading {known!r}", "write all of it below one")
+            seen.add(known)
+            name = name.strip("` ")
+            where = title.position(title.source.index(name, len(head) + len(colon))) if name else title.where
+            heads[known](below, name, where)
+        return whole
+
+    def _head(self, section: Section, level: int, head: str, heads: Iterable[str], usage: str) -> str | None:
+        """Which heading is meant, if that can be told."""
+        where = section.title.where
         if section.level != level:
-            self._problems.add(title.where, f"a heading of level {section.level}", f"here belongs: {usage}")
-            return False
-        if known is None or head.casefold() != known:
-            self._problems.add(
-                title.where,
-                f"unknown heading {head!r:.60}",
-                did_you_mean(head.casefold(), heads) or f"here belongs: {usage}",
-            )
-        if known is None:
-            return False
-        if (known in named) != bool(name):
-            what = f"a heading {known!r} {'without' if known in named else 'with'} a name"
-            self._problems.add(title.where, what, f"here belongs: {usage}")
-            if known in named:
-                return False
-        name = name.strip("` ")
-        where = title.position(title.source.index(name, len(head) + len(colon))) if name else title.where
-        heads[known](section, name, where)
-        return True
+            self._problems.add(where, f"a heading of level {section.level}", usage)
+            return None
+        if head in heads:
+            return head
+        self._problems.add(where, f"unknown heading {head!r:.60}", did_you_mean(head, heads) or usage)
+        return closest(head, heads)
 
     def _only(self, section: Section, what: str, *, items: bool = False, table: bool = False) -> None:
         """Complain about what does not belong into a section."""

@@ -7,15 +7,15 @@ from typing import Any, Final, Literal
 
 import attrs
 
+from meshforge_trio.factory.constants import read_constant
 from meshforge_trio.factory.declarations import AgentDraft, Draft, ExampleDraft, Part
-from meshforge_trio.factory.evaluation import evaluated
 from meshforge_trio.factory.expressions import Names, checked
-from meshforge_trio.factory.model import Example, Expectation, Field, Invariant, Kind, Step
+from meshforge_trio.factory.model import STARTS_AT, Example, Expectation, Field, Invariant, Step
 from meshforge_trio.factory.outline import Phrase, Word
 from meshforge_trio.factory.phrases import Cursor
 from meshforge_trio.factory.problems import Problems, Unreadable
 from meshforge_trio.factory.sentences import names_of_state
-from meshforge_trio.factory.typing_rules import BOOLEAN, ID, INTEGER, TIME
+from meshforge_trio.factory.typing_rules import BOOLEAN, INTEGER, TIME
 
 __all__ = ["read_example", "read_invariant"]
 
@@ -113,7 +113,7 @@ class _Reader:
     def __init__(self, draft: Draft, problems: Problems) -> None:
         self._draft = draft
         self._problems = problems
-        self._now: int = attrs.fields(Step).at.default
+        self._now = STARTS_AT
         #: Whether the last step only set the clock.
         self.at_time = False
 
@@ -121,7 +121,7 @@ class _Reader:
         """time `moment` | `agent.command` on `entity` [at version `n`] [with `field` = `value`, ...]"""
         self.at_time = cursor.said("time")
         if self.at_time:
-            moment = self._constant(cursor.phrase, cursor.code("a moment"), TIME)
+            moment = read_constant(cursor.phrase, cursor.code("a moment"), TIME, self._problems)
             cursor.end()
             if moment is not None:
                 self._now = moment
@@ -133,7 +133,7 @@ class _Reader:
         entity = self._entity(cursor.code("the id of an entity"))
         version = None
         if cursor.said("at", "version"):
-            version = self._constant(cursor.phrase, cursor.code("a version"), INTEGER)
+            version = read_constant(cursor.phrase, cursor.code("a version"), INTEGER, self._problems)
         payload = self._values(cursor, target.text, command)
         if command is not None:
             self._public(command, target)
@@ -203,7 +203,7 @@ class _Reader:
                 self._problems.unknown(name.where, "field", name.text, part.fields, owner)
             before = len(self._problems)
             if field is not None:
-                found[name.text] = self._constant(cursor.phrase, value, field.kind)
+                found[name.text] = read_constant(cursor.phrase, value, field.kind, self._problems)
             whole = whole and field is not None and len(self._problems) == before
         cursor.end()
         return tuple(found.items()) if whole else None
@@ -255,18 +255,6 @@ class _Reader:
         if not 1 <= len(text) <= 256 or not text.isprintable():
             raise Unreadable(word.where, "an entity's id has 1 to 256 characters", "write it as `o-1`")
         return text
-
-    def _constant(self, phrase: Phrase, word: Word, kind: Kind) -> Any:
-        if kind == ID or (kind.name == "time" and word.text[:1].isdigit() and "-" in word.text):
-            # Ids and moments may be written without quotes, too.
-            text = word.text if word.text.startswith('"') else f'"{word.text}"'
-            shift = len(text) - len(word.text)
-            place = lambda at: phrase.position(word.offset + max(at - shift, 0))  # noqa: E731
-        else:
-            text = word.text
-            place = lambda at: phrase.position(word.offset + at)  # noqa: E731
-        found = checked(text, place, Names("a value"), self._problems, kind)
-        return None if found is None else evaluated(found, {})
 
 
 def _needed(field: Field | None) -> bool:

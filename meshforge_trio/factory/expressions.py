@@ -144,7 +144,7 @@ class _Checker:
                 break
         else:
             if "=" in self._text.translate(_WITHOUT_COMPARISONS) and "==" not in self._text:
-                suggestion = "did you mean '=='?"
+                offset, suggestion = self._text.index("="), "did you mean '=='?"
         return Unreadable(self._place(offset), f"{self._text!r:.80} is no expression", suggestion)
 
     def _typed(self, node: ast.expr) -> Typed:

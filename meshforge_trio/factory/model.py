@@ -12,7 +12,7 @@ An `Expression` carries Python that can stand in a handler as it is. It uses the
     now                integer: the moment of the decision, whole seconds since 1970; in commands and queries
     exists             boolean: whether the entity has any event; in commands and queries
     Decimal            `decimal.Decimal`
-    <agent>            in invariants over all entities: an iterable of the states of that agent
+    <agent>            in invariants over all entities: a collection of the states of that agent
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import attrs
 
 __all__ = [
     "NOWHERE",
+    "STARTS_AT",
     "AgentSpec",
     "Assignment",
     "Change",
@@ -70,6 +71,10 @@ class Position:
 
 
 NOWHERE: Final = Position(1, 1)
+
+
+#: When an example happens that says nothing about it: 2026-01-01T00:00:00Z.
+STARTS_AT: Final = 1_767_225_600
 
 
 @attrs.frozen
@@ -335,7 +340,7 @@ class Step(Placed):
     entity: str
     payload: tuple[tuple[str, Any], ...] = ()
     expected_version: int | None = None
-    at: int = 1_767_225_600
+    at: int = STARTS_AT
 
 
 @attrs.frozen

@@ -27,6 +27,12 @@ _NOT_READ: Final = {
     "blockquote_open": ("a quotation", "write it as a paragraph"),
     "hr": ("a rule", "remove it"),
 }
+#: How lines begin that were meant as something else than prose.
+_NO_PROSE: Final = {
+    "#": ("heading", "write a space behind the '#'"),
+    "|": ("table", "give the line below its head as many '---' as the head has cells"),
+    "-": ("list item", "write a space behind the '-'"),
+}
 
 
 @attrs.frozen
@@ -67,9 +73,12 @@ class Table:
     rows: tuple[tuple[Phrase, ...], ...]
 
 
-@attrs.frozen
+@attrs.define
 class Section:
-    """A heading and what stands below it, down to the next heading; `sections` are those a level deeper."""
+    """A heading and what stands below it, down to the next heading; `sections` are those a level deeper.
+
+    It is `broken` if something in it could not be read, and `cut` where another heading was meant to begin.
+    """
 
     level: int
     title: Phrase
@@ -77,6 +86,8 @@ class Section:
     tables: list[Table] = attrs.field(factory=list)
     items: list[Phrase] = attrs.field(factory=list)
     sections: list[Section] = attrs.field(factory=list)
+    broken: bool = False
+    cut: bool = False
 
     @property
     def text(self) -> str:
@@ -114,7 +125,7 @@ class _Reader:
                     open_sections.pop()
                 (open_sections[-1].sections if open_sections else top).append(section)
                 open_sections.append(section)
-            elif open_sections:
+            elif open_sections and not open_sections[-1].cut:
                 self._block(open_sections[-1], tokens[at:end])
             at = end
         return top
@@ -122,14 +133,27 @@ class _Reader:
     def _block(self, section: Section, tokens: Sequence[Token]) -> None:
         kind = tokens[0].type
         if kind == "paragraph_open":
-            section.prose.append(self._phrase(tokens[1]))
+            phrase = self._phrase(tokens[1])
+            section.prose.append(phrase)
+            self._check_prose(section, phrase)
         elif kind == "bullet_list_open":
             section.items.extend(self._items(tokens))
         elif kind == "table_open":
             section.tables.append(self._table(tokens))
         else:
+            section.broken = True
             what, suggestion = _NOT_READ.get(kind, ("this", "write a paragraph, a table or a list with '-'"))
             self._problems.add(self._start_of(tokens[0]), f"{what} is not understood here", suggestion)
+
+    def _check_prose(self, section: Section, phrase: Phrase) -> None:
+        """Complain about a line that Markdown takes for prose and whoever wrote it did not."""
+        for line, place in zip(phrase.source.split("\n"), phrase.lines, strict=True):
+            for mark, (what, suggestion) in _NO_PROSE.items():
+                if line.startswith(mark):
+                    section.broken = True
+                    section.cut = mark == "#"
+                    self._problems.add(place, f"a line that begins with {mark!r} and is no {what}", suggestion)
+                    return
 
     def _items(self, tokens: Sequence[Token]) -> Iterator[Phrase]:
         """The items of a flat list; what else is in them is a problem."""

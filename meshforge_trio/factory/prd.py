@@ -9,6 +9,8 @@ from meshforge_trio.factory.declarations import declare
 from meshforge_trio.factory.model import Position, Prd
 from meshforge_trio.factory.outline import read_outline
 from meshforge_trio.factory.problems import PrdError, Problem, Problems
+from meshforge_trio.factory.reach import check_reach
+from meshforge_trio.factory.rehearsal import rehearse
 from meshforge_trio.factory.resolution import resolve
 
 __all__ = ["BYTES_MAX", "load_prd", "read_prd"]
@@ -62,6 +64,10 @@ def read_prd(text: str, name: str = "prd.md") -> Prd:
     if not text.strip():
         raise _unreadable(name, "the file is empty", "begin with a line like '# My shop'")
     prd = resolve(declare(read_outline(text, problems), problems), problems)
+    check_reach(prd, problems)
+    if not problems:
+        # Only what is sound can be played.
+        rehearse(prd, problems)
     if problems:
         raise PrdError(list(problems), name)
     return prd

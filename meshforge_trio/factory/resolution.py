@@ -125,8 +125,9 @@ class _Resolving:
                         raise cursor.wrong("':'")
                     value = cursor.one_of(*_EXISTENCES)
                 cursor.end()
-                if said.setdefault(word, value) is not value:
+                if word in said:
                     raise Unreadable(cursor.phrase.where, f"{word!r} is said twice", "remove one")
+                said[word] = value
                 return None
 
     def _event(self, part: Part) -> Event:

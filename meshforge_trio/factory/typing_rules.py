@@ -295,6 +295,8 @@ def _text_as(part: Typed, text: str, kind: Kind) -> ast.expr:
 def _conversion(own: Kind, kind: Kind) -> str:
     if kind.name == "id" and own.name in _WORDS:
         return "give the field it comes from the type id"
+    if kind.name == "boolean":
+        return "compare it with something"
     if kind.name == "duration" and own.name == "integer":
         return "write `seconds(n)`, `minutes(n)`, `hours(n)` or `days(n)`"
     if kind.name == "integer" and own.name == "decimal":

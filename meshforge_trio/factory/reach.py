@@ -1,0 +1,126 @@
+"""What can happen at all: events nobody emits, commands that do nothing, chains that come back to themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import attrs
+
+from meshforge_trio.factory.model import AgentSpec, Command, Emit, Position, Prd
+from meshforge_trio.factory.problems import Problems
+
+__all__ = ["check_reach"]
+
+Node = tuple[str, str]
+
+
+@attrs.frozen
+class _Step:
+    """One command leads to another, by a sentence at `where`."""
+
+    to: Node
+    where: Position
+
+
+def check_reach(prd: Prd, problems: Problems) -> None:
+    """Complain about what can never happen, and about what might never end.
+
+    An agent with other problems is let off the first: what could not be read may be what makes it happen.
+    """
+    lines = sorted(problem.line for problem in problems)
+    starts = sorted(agent.where.line for agent in prd.agents)
+    for agent in prd.agents:
+        end = next((line for line in starts if line > agent.where.line), None)
+        if not any(agent.where.line <= line and (end is None or line < end) for line in lines):
+            _check_agent(agent, problems)
+    steps = _steps(prd)
+    if not lines:
+        _check_internal(prd, steps, problems)
+    _check_endings(steps, problems)
+
+
+def _check_agent(agent: AgentSpec, problems: Problems) -> None:
+    idle = [command for command in agent.commands if not command.effects and not command.customs]
+    for command in idle:
+        problems.add(
+            command.where, f"command {agent.name}.{command.name} does nothing", "add a line like '- emit `created`'"
+        )
+    if all(command.entity == "existing" for command in agent.commands):
+        problems.add(
+            agent.where,
+            f"no command of {agent.name} is for a new entity, so there will never be one",
+            "write '- entity: new' or '- entity: any' below one of them",
+        )
+    if idle or any(command.customs for command in agent.commands):
+        # A person may write what makes the event happen.
+        return
+    emitted = {effect.event for command in agent.commands for effect in command.effects if isinstance(effect, Emit)}
+    for event in agent.events:
+        if event.name not in emitted:
+            problems.add(
+                event.where,
+                f"event {agent.name}.{event.name} never happens",
+                f"let a command of {agent.name} say '- emit `{event.name}`', or remove it",
+            )
+
+
+def _check_internal(prd: Prd, steps: Mapping[Node, list[_Step]], problems: Problems) -> None:
+    asked = {step.to for found in steps.values() for step in found}
+    for agent in prd.agents:
+        for command in agent.commands:
+            if command.internal and (agent.name, command.name) not in asked:
+                problems.add(
+                    command.where,
+                    f"nobody asks for the internal command {agent.name}.{command.name}",
+                    "name it below 'Listens to' or in a '- send', or remove '- internal'",
+                )
+
+
+def _steps(prd: Prd) -> dict[Node, list[_Step]]:
+    """Which commands each command leads to."""
+    heard: dict[Node, list[_Step]] = {}
+    for agent in prd.agents:
+        for reaction in agent.reactions:
+            step = _Step((agent.name, reaction.command), reaction.where)
+            heard.setdefault((reaction.agent, reaction.event), []).append(step)
+    return {
+        (agent.name, command.name): list(_led_to(agent.name, command, heard))
+        for agent in prd.agents
+        for command in agent.commands
+    }
+
+
+def _led_to(agent: str, command: Command, heard: Mapping[Node, list[_Step]]) -> Iterator[_Step]:
+    for effect in command.effects:
+        if isinstance(effect, Emit):
+            yield from heard.get((agent, effect.event), ())
+        else:
+            yield _Step((effect.agent, effect.command), effect.where)
+
+
+def _check_endings(steps: Mapping[Node, list[_Step]], problems: Problems) -> None:
+    """A command that leads back to itself might go on for ever; no rule here could prove that it ends."""
+    settled: set[Node] = set()
+    for start in steps:
+        path = _way_back(start, steps, settled)
+        if path:
+            where = max(step.where for step in path)
+            chain = " → ".join(".".join(node) for node in (start, *(step.to for step in path)))
+            problems.add(where, f"this may never end: {chain}", "let one of them emit or send nothing")
+            settled.update(step.to for step in path)
+
+
+def _way_back(start: Node, steps: Mapping[Node, list[_Step]], settled: set[Node]) -> list[_Step]:
+    """The shortest chain of steps from a command to itself, past commands that were not complained about."""
+    if start in settled:
+        return []
+    ways: dict[Node, list[_Step]] = {start: []}
+    waiting = [start]
+    for node in waiting:
+        for step in steps.get(node, ()):
+            if step.to == start:
+                return [*ways[node], step]
+            if step.to not in ways and step.to not in settled:
+                ways[step.to] = [*ways[node], step]
+                waiting.append(step.to)
+    return []
