@@ -27,10 +27,11 @@ from meshforge_trio.agent import AgentAdapter, Event
 from meshforge_trio.launch import adapter_of, load_app
 from meshforge_trio.subjects import Scope
 
-__all__ = ["States", "of_all", "of_all_chains", "of_each", "of_each_step"]
+__all__ = ["Number", "States", "of_all", "of_all_chains", "of_each", "of_each_step"]
 
 #: States by agent, then by entity.
 States = Mapping[str, Mapping[str, Any]]
+#: What can be added up.
 Number = int | Decimal
 
 

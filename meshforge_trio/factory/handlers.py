@@ -164,11 +164,9 @@ def _query(query: Query, names: ModuleNames) -> str:
     body += "    exists = ctx.version > 0\n" if "exists" in uses else ""
     body += "    now = int(ctx.now)\n" if "now" in uses else ""
     items = [f"{literal(assignment.name)}: {formula(assignment.value)}" for assignment in query.fields]
-    if any(_holds_decimal(assignment.value.kind) for assignment in query.fields):
-        body += call("told = as_json", ["{" + ", ".join(items) + "}"], indent=4)
-    else:
-        body += call("told: JsonObject = ", items, indent=4, brackets=("{", "}"))
-    body += '    return Reply("found", told)\n'
+    body += call("told: JsonObject = ", items, indent=4, brackets=("{", "}"))
+    decimals = any(_holds_decimal(assignment.value.kind) for assignment in query.fields)
+    body += f'    return Reply("found", {"as_json(told)" if decimals else "told"})\n'
     head = call(f"def {names.handlers[query.name]}", parameters, " -> Reply:")
     return f"@agent.query({literal(query.name)})\n{head}{body}"
 

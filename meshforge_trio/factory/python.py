@@ -9,7 +9,7 @@ import ast
 import keyword
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
@@ -28,6 +28,8 @@ __all__ = [
     "indented",
     "literal",
     "raised",
+    "replaced",
+    "returned",
     "sentence",
     "slug_words",
 ]
@@ -102,9 +104,8 @@ def docstring(text: str, indent: int = 0) -> str:
     first = paragraphs[0] if paragraphs else ""
     if len(paragraphs) <= 1 and len(first) + indent + 6 <= WIDTH:
         return f'{margin}"""{first}"""\n'
-    wrapped = [
-        textwrap.wrap(part, WIDTH - indent - 3, break_long_words=False, break_on_hyphens=False) for part in paragraphs
-    ]
+    width = WIDTH - indent - 6
+    wrapped = [textwrap.wrap(part, width, break_long_words=False, break_on_hyphens=False) for part in paragraphs]
     lines = "\n\n".join("\n".join(margin + line for line in part) for part in wrapped)
     return f'{margin}"""{lines.lstrip()}\n{margin}"""\n'
 
@@ -134,6 +135,17 @@ def call(
 def formula(expression: Expression) -> str:
     """An expression as it stands in code."""
     return _written(ast.parse(expression.python, mode="eval").body)
+
+
+def replaced(text: str, names: Mapping[str, str]) -> str:
+    """An expression in which each of these names is another expression."""
+
+    class Replacer(ast.NodeTransformer):
+        def visit_Name(self, node: ast.Name) -> ast.expr:
+            return ast.parse(names[node.id], mode="eval").body if node.id in names else node
+
+    tree = Replacer().visit(ast.parse(text, mode="eval").body)
+    return _written(ast.fix_missing_locations(tree))
 
 
 def attributes_of(expression: Expression, name: str) -> frozenset[str]:
@@ -171,6 +183,20 @@ _OPPOSITES: Final[dict[type[ast.cmpop], str]] = {
 }
 
 
+_INVERSES: Final[dict[type[ast.cmpop], type[ast.cmpop]]] = {
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Lt: ast.GtE,
+    ast.GtE: ast.Lt,
+    ast.Gt: ast.LtE,
+    ast.LtE: ast.Gt,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+}
+
+
 def _opposite(tree: ast.expr) -> str | None:
     """`a > b` for `a <= b`, and `a` for `not a`: a person would not write `not` there."""
     if isinstance(tree, ast.Compare) and len(tree.ops) == 1:
@@ -199,9 +225,48 @@ def _written(tree: ast.expr) -> str:
     marker = Marker()
     marked = marker.visit(ast.parse(ast.unparse(tree), mode="eval").body)
     text = ast.unparse(ast.fix_missing_locations(marked))
+    text = _without_double_brackets(text)
     for number, written in enumerate(marker.texts):
         text = text.replace(f"_text_{number}_", written)
     return text
+
+
+def _without_double_brackets(text: str) -> str:
+    """`sum(x for x in y)` for the `sum((x for x in y))` of `ast.unparse`. There are no texts in it any more."""
+    meaning = ast.dump(ast.parse(text, mode="eval"))
+    at = 0
+    while (at := text.find("((", at)) >= 0:
+        close = _closing(text, at + 1)
+        shorter = text[:at] + text[at + 1 : close] + text[close + 1 :]
+        if text[close + 1 : close + 2] == ")" and text[:at][-1:].isidentifier() and _means(shorter, meaning):
+            text = shorter
+        else:
+            at += 1
+    return text
+
+
+def _means(text: str, meaning: str) -> bool:
+    try:
+        return ast.dump(ast.parse(text, mode="eval")) == meaning
+    except SyntaxError:
+        return False
+
+
+def _closing(text: str, at: int) -> int:
+    """Where the bracket that opens at `at` closes."""
+    depth = 0
+    for place in range(at, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[place], 0)
+        if depth == 0:
+            return place
+    raise ValueError(f"a bracket is not closed: {text}")
+
+
+def returned(text: str, indent: int = 4) -> str:
+    """`return <expression>`; a long one is broken at its outermost operators."""
+    margin = " " * indent
+    line = f"{margin}return {text}\n"
+    return line if len(line) - 1 <= WIDTH else f"{margin}return (\n{_broken(text, indent + 4)}{margin})\n"
 
 
 def guard(expression: Expression, body: str, *, negated: bool = False, indent: int = 4) -> str:
@@ -214,19 +279,28 @@ def guard(expression: Expression, body: str, *, negated: bool = False, indent: i
     return line + indented(body)
 
 
-def _broken(test: str, indent: int) -> str:
-    """The operands of the outermost `and` or `or`, one a line."""
-    tree = ast.parse(test, mode="eval").body
+def _broken(text: str, indent: int) -> str:
+    """The operands of the outermost operator, one a line, each after its operator."""
+    tree = ast.parse(text, mode="eval").body
     margin = " " * indent
-    if not isinstance(tree, ast.BoolOp):
-        return f"{margin}{test}\n"
-    word = "and" if isinstance(tree.op, ast.And) else "or"
-    operands = [ast.get_source_segment(test, value) or "" for value in tree.values]
-    wrapped = [
-        f"({text})" if isinstance(value, ast.BoolOp) else text
-        for text, value in zip(operands, tree.values, strict=True)
-    ]
-    return "".join(f"{margin}{'' if number == 0 else f'{word} '}{text}\n" for number, text in enumerate(wrapped))
+    if isinstance(tree, ast.BoolOp):
+        word = "and" if isinstance(tree.op, ast.And) else "or"
+        operands: list[tuple[str, ast.expr]] = [(f"{word} ", value) for value in tree.values]
+    elif isinstance(tree, ast.Compare):
+        words = [""] + [f"{_COMPARISONS[type(op)]} " for op in tree.ops]
+        operands = list(zip(words, [tree.left, *tree.comparators], strict=True))
+    else:
+        return f"{margin}{text}\n"
+    lines = []
+    for number, (word, value) in enumerate(operands):
+        written = ast.get_source_segment(text, value) or ""
+        if isinstance(value, ast.BoolOp | ast.Compare):
+            written = f"({written})" if isinstance(tree, ast.Compare) or isinstance(value, ast.BoolOp) else written
+        lines.append(f"{margin}{word if number else ''}{written}\n")
+    return "".join(lines)
+
+
+_COMPARISONS: Final[dict[type[ast.cmpop], str]] = {kind: _OPPOSITES[other] for kind, other in _INVERSES.items()}
 
 
 def raised(code: str, message: Message, indent: int) -> str:
