@@ -21,6 +21,7 @@ from meshforge_trio.factory.model import (
     SendCommand,
     Step,
 )
+from meshforge_trio.factory.naming import name_module
 from meshforge_trio.factory.python import (
     Names,
     call,
