@@ -40,6 +40,7 @@ _COMMANDS: Final[Mapping[str, str]] = {
     "nats": "serve:nats",
     "nats-config": "accounts:nats_config",
     "schema": "schema:schema",
+    "generate": "generate:generate",
 }
 
 _EPILOG: Final = """\b

@@ -68,8 +68,7 @@ class RuntimeGenerator:
 
     def plan(self, directory: Path, keep: Collection[str] = ()) -> Update:
         """What writing it into `directory` comes to; see `plan_update`, which also says what it raises."""
-        toggles = attrs.asdict(self.profile.toggles)
-        return plan_update(directory, self.files(), profile=self.profile.name, toggles=toggles, keep=keep)
+        return plan_update(directory, self.files(), profile=self.profile.to_toml(), keep=keep)
 
     def write(self, directory: Path) -> Update:
         """Write it into `directory`, new or generated before; return what became of each file.

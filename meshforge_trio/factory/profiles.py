@@ -17,7 +17,7 @@ import attrs
 
 from meshforge_trio.errors import Misconfigured
 
-__all__ = ["PROFILES", "Broker", "Profile", "Toggles", "load_profile", "parse_toggle"]
+__all__ = ["PROFILES", "Broker", "Profile", "Toggles", "load_profile", "parse_toggle", "profile_of"]
 
 Broker = Literal["private", "compose", "cluster"]
 Security = Literal["strict", "signed"]
@@ -54,6 +54,20 @@ class Profile:
     broker: Broker
     replicas: int = 1
     toggles: Toggles = attrs.field(factory=Toggles)
+
+    def to_toml(self) -> Mapping[str, Any]:
+        """Its values as a TOML file has them, and its name; `profile_of` reads them back."""
+        told = attrs.asdict(self, filter=lambda field, _: field.name != "toggles")
+        return {**told, _TABLE: attrs.asdict(self.toggles)}
+
+
+def profile_of(told: Mapping[str, Any]) -> Profile:
+    """The profile of a manifest.
+
+    Raises:
+        Misconfigured: it says what no profile can.
+    """
+    return _profile(str(told.get("name", "")), {key: value for key, value in told.items() if key != "name"})
 
 
 def load_profile(name: str) -> Profile:

@@ -50,15 +50,14 @@ class File:
 
 @attrs.frozen
 class Manifest:
-    """What a workspace was generated from: the profile's name, the toggles, and the base of each file by its path."""
+    """What a workspace was generated from: the profile as in its TOML file, and the base of each file by its path."""
 
-    profile: str
-    toggles: Mapping[str, Any]
+    profile: Mapping[str, Any]
     bases: Mapping[str, str]
 
     def dumped(self) -> str:
         """As it is written."""
-        told = {"version": _VERSION, "profile": self.profile, "toggles": dict(self.toggles), "files": dict(self.bases)}
+        told = {"version": _VERSION, "profile": dict(self.profile), "files": dict(self.bases)}
         return json.dumps(told, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
@@ -123,7 +122,7 @@ def read_manifest(directory: Path) -> Manifest | None:
             raise TypeError("files must be texts by path")
         for name in told["files"]:
             _checked_path(name)
-        return Manifest(str(told["profile"]), dict(told["toggles"]), told["files"])
+        return Manifest(dict(told["profile"]), told["files"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise Misconfigured(
             f"{path} cannot be read ({type(error).__name__}: {error}): take it from version control"
@@ -151,7 +150,7 @@ def _refuse_links(directory: Path, path: str) -> Path:
 
 
 def plan_update(
-    directory: Path, files: Sequence[File], *, profile: str, toggles: Mapping[str, Any], keep: Collection[str] = ()
+    directory: Path, files: Sequence[File], *, profile: Mapping[str, Any], keep: Collection[str] = ()
 ) -> Update:
     """What writing `files` into `directory` comes to; nothing is written.
 
@@ -173,7 +172,7 @@ def plan_update(
         for path, base in sorted(bases.items())
         if path not in wanted
     ]
-    made = Manifest(profile, toggles, {file.path: file.text for file in sorted(files, key=lambda file: file.path)})
+    made = Manifest(profile, {file.path: file.text for file in sorted(files, key=lambda file: file.path)})
     return Update(directory, changes, made)
 
 
