@@ -29,6 +29,7 @@ import nkeys
 
 from meshforge_trio.errors import Misconfigured
 from meshforge_trio.locks import EXPIRE
+from meshforge_trio.signing import Signer
 from meshforge_trio.subjects import COMMANDS, DELIVER, DISCARD, EVENTS, FAILED, REDRIVE, is_token
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "parse_node",
     "render",
     "seed_file",
+    "signing_entries",
     "write",
 ]
 
@@ -232,6 +234,19 @@ def _tls(tls: Tls | None) -> str:
 def seed_file(directory: Path, tenant: str, role: Role) -> Path:
     """Where the seed of a user lies: the setting `nkey_seed_file`."""
     return directory / f"{tenant}-{role}.nk"
+
+
+def signing_entries(directory: Path, tenant: str) -> Sequence[str]:
+    """Lines for the setting `signing_keys`: whose commands the keys in `directory` may sign, as their roles say.
+
+    Raises:
+        Misconfigured: a seed is missing, or is none.
+    """
+    principals: dict[Role, str] = {"client": "user:*", "operator": "system:*", "runtime": "*:*"}
+    return [
+        f"{tenant} {who} {Signer.from_file(seed_file(directory, tenant, role)).public_key}"
+        for role, who in principals.items()
+    ]
 
 
 def config_file(directory: Path, node: Node | None = None) -> Path:

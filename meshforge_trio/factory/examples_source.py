@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
 import attrs
 
 from meshforge_trio.factory.model import (
-    AgentSpec,
     Command,
     Emit,
     Example,
@@ -18,7 +17,6 @@ from meshforge_trio.factory.model import (
     Invariant,
     Kind,
     Prd,
-    SendCommand,
     Step,
 )
 from meshforge_trio.factory.naming import name_module
@@ -34,7 +32,7 @@ from meshforge_trio.factory.python import (
     slug_words,
 )
 
-__all__ = ["Invariants", "acceptance_source", "invariants_source", "json_value", "reached", "workload_lines"]
+__all__ = ["Invariants", "acceptance_source", "invariants_source", "json_value", "workload_lines"]
 
 
 def json_value(value: Any) -> Any:
@@ -175,21 +173,6 @@ def _own_value(kind: Kind, value: Any, number: int) -> Any:
 # -- invariants ------------------------------------------------------------------------------------------------
 
 
-def reached(prd: Prd) -> frozenset[str]:
-    """The agents that the examples' commands may come to, by themselves or by what follows."""
-    found = {step.agent for example in prd.examples for step in (*example.given, *example.when)}
-    while True:
-        more = {agent.name for agent in prd.agents if any(heard.agent in found for heard in agent.reactions)}
-        more |= {send.agent for agent in prd.agents if agent.name in found for send in _sends(agent)}
-        if more <= found:
-            return frozenset(found)
-        found |= more
-
-
-def _sends(agent: AgentSpec) -> Iterator[SendCommand]:
-    return (effect for command in agent.commands for effect in command.effects if isinstance(effect, SendCommand))
-
-
 @attrs.frozen
 class Invariants:
     """Source of the checkers: functions over all states, the checkers, the names that make them, what they must see."""
@@ -200,8 +183,8 @@ class Invariants:
     claims: Sequence[str]
 
 
-def invariants_source(prd: Prd) -> Invariants:
-    """The checkers of the PRD's invariants."""
+def invariants_source(prd: Prd, sure: Collection[str]) -> Invariants:
+    """The checkers of the PRD's invariants; `sure` are agents of which any run of the examples has an entity."""
     functions: list[str] = []
     checkers: list[str] = []
     makers: set[str] = set()
@@ -216,7 +199,7 @@ def invariants_source(prd: Prd) -> Invariants:
             maker, arguments = _of_each(invariant)
         makers.add(maker)
         checkers.append(call(maker, [literal(words), "APP", *arguments], ",", 4))
-        if invariant.claim == "always" and _agents_of(prd, invariant) & reached(prd):
+        if invariant.claim == "always" and _agents_of(prd, invariant) & set(sure):
             claims.append(words)
     return Invariants(functions, checkers, sorted(makers), claims)
 
