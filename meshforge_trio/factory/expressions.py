@@ -239,8 +239,9 @@ class _Checker:
 
     def _ifexp(self, node: ast.IfExp) -> Typed:
         test = self._boolean(node.test, self._typed(node.test))
-        kind, (body, orelse) = self._at(node, joined, (self._typed(node.body), self._typed(node.orelse)))
-        return Typed(kind, ast.IfExp(test, body, orelse))
+        branches = self._typed(node.body), self._typed(node.orelse)
+        kind, (body, orelse) = self._at(node, joined, branches)
+        return Typed(kind, ast.IfExp(test, body, orelse), branches=branches)
 
     def _call(self, node: ast.Call) -> Typed:
         name = node.func.id if isinstance(node.func, ast.Name) else ""
@@ -273,7 +274,7 @@ class _Checker:
         if name == "sum" and names == ["list"] and kinds[0].item in (INTEGER, Kind("decimal"), DURATION):
             return Typed(kinds[0].item, _sum(ast.unparse(args[0].node), kinds[0].item))
         if name in _SPANS and names == ["integer"]:
-            return Typed(DURATION, _span(args[0].node, _SPANS[name]))
+            return Typed(DURATION, _span(args[0].node, _SPANS[name]), nonzero=args[0].nonzero)
         if name == "time" and len(args) == 1 and args[0].text is not None:
             return Typed(TIME, ast.Constant(self._at(node.args[0], read_time, args[0].text)))
         if name == "default" and len(args) == 2 and names[0] == "optional":

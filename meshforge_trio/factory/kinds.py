@@ -11,7 +11,7 @@ from meshforge_trio.factory.outline import Phrase
 from meshforge_trio.factory.phrases import Cursor
 from meshforge_trio.factory.problems import Unreadable, did_you_mean
 
-__all__ = ["fault_of", "fits_kind", "read_kind", "read_limits", "start_of"]
+__all__ = ["fault_of", "fits_kind", "limits_text", "read_kind", "read_limits", "start_of"]
 
 _PLAIN: Final = ("text", "integer", "decimal", "boolean", "time", "duration", "id")
 _USUAL: Final[Mapping[str, str]] = {
@@ -186,3 +186,14 @@ def fault_of(field: Field, value: object) -> str:
     if counted is not None and limits.at_most is not None and counted > limits.at_most:
         return f"{field.name} is above {limits.at_most} {unit}".rstrip()
     return ""
+
+
+def limits_text(limits: Limits, kind: Kind) -> str:
+    """Limits as `read_limits` takes them."""
+    inner = kind.item if kind.name == "optional" and kind.item is not None else kind
+    unit = f" {_COUNTED[inner.name]}" if inner.name in _COUNTED else ""
+    if limits.at_least is not None and limits.at_most is not None:
+        return f"{limits.at_least}..{limits.at_most}{unit}"
+    if limits.at_least is not None:
+        return f">= {limits.at_least}{unit}"
+    return f"<= {limits.at_most}{unit}" if limits.at_most is not None else ""

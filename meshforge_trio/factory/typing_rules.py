@@ -73,13 +73,17 @@ _ARITHMETIC: Final = {
 
 @attrs.frozen
 class Typed:
-    """A part of an expression: its kind, and itself with names qualified. `text` is that of a literal text, `items`
-    the parts of a literal list; `nonzero` says that it can never be 0."""
+    """A part of an expression: its kind, and itself with names qualified.
+
+    `text` is that of a literal text, `items` the parts of a literal list, `branches` both sides of a choice: these
+    become what they are assigned to. `nonzero` says that it can never be 0.
+    """
 
     kind: Kind | None
     node: ast.expr
     text: str | None = None
     items: tuple[Typed, ...] | None = None
+    branches: tuple[Typed, Typed] | None = None
     nonzero: bool = False
 
 
@@ -135,7 +139,8 @@ def computed(operator: str, left: Typed, right: Typed) -> Typed:
         raise Mismatch(
             "the divisor may be 0", "divide by a number, or by a field of the command that a rule keeps at 1 or more"
         )
-    return Typed(kind, left.node)
+    # What an id is a part of names something, too.
+    return Typed(ID if kind == TEXT and ID in (left.kind, right.kind) else kind, left.node)
 
 
 def _operand(kind: Kind) -> str:
@@ -264,6 +269,9 @@ def assigned(part: Typed, kind: Kind) -> ast.expr:
             return part.node
     if kind.name == "list" and kind.item is not None and part.items is not None:
         return _tuple([assigned(item, kind.item) for item in part.items])
+    if part.branches is not None and isinstance(part.node, ast.IfExp):
+        body, orelse = part.branches
+        return ast.IfExp(part.node.test, assigned(body, kind), assigned(orelse, kind))
     if own.name == "integer" and kind.name == "decimal":
         constant = isinstance(part.node, ast.Constant)
         return verbatim(f'Decimal("{part.node.value}")' if constant else f"Decimal({ast.unparse(part.node)})")  # type: ignore[attr-defined]
