@@ -10,7 +10,7 @@ from meshforge_trio.factory.classes import classes
 from meshforge_trio.factory.handlers import functions
 from meshforge_trio.factory.model import AgentSpec, Prd
 from meshforge_trio.factory.naming import custom_rules, name_module
-from meshforge_trio.factory.python import call, docstring, literal, sentence
+from meshforge_trio.factory.python import WIDTH, call, display, docstring, literal, sentence
 
 __all__ = ["agent_source", "app_source", "rules_source"]
 
@@ -36,14 +36,19 @@ def app_source(prd: Prd, *, lock_manager: bool) -> str:
             "from meshforge_trio.runtime import App\n\n",
             _imported("agents", sorted(names)),
             "\n",
-            call("app = App", [call("", served, brackets=("[", "]")).strip()]),
+            _app(served),
         )
     )
 
 
+def _app(served: Sequence[str]) -> str:
+    line = f"app = App([{', '.join(served)}])\n"
+    return line if len(line) - 1 <= WIDTH else "app = App(\n" + display("", served, indent=4) + ")\n"
+
+
 def _imported(module: str, names: Sequence[str]) -> str:
     line = f"from {module} import {', '.join(names)}\n"
-    if len(line) <= 121:
+    if len(line) - 1 <= WIDTH:
         return line
     return f"from {module} import (\n" + "".join(f"    {name},\n" for name in names) + ")\n"
 

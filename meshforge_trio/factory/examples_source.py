@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import attrs
 
+from meshforge_trio.factory.formulas import formula, replaced, returned
 from meshforge_trio.factory.model import (
     Command,
     Emit,
@@ -20,17 +21,7 @@ from meshforge_trio.factory.model import (
     Step,
 )
 from meshforge_trio.factory.naming import name_module
-from meshforge_trio.factory.python import (
-    Names,
-    call,
-    docstring,
-    formula,
-    literal,
-    replaced,
-    returned,
-    sentence,
-    slug_words,
-)
+from meshforge_trio.factory.python import Names, call, docstring, literal, sentence, slug_words
 
 __all__ = ["Invariants", "acceptance_source", "invariants_source", "json_value", "workload_lines"]
 
@@ -210,6 +201,7 @@ _CLAIMS: Final[Mapping[str, str]] = {
     "never_decreases": " never decreases",
     "never_increases": " never increases",
 }
+_CHANGES: Final[Mapping[str, str]] = {"constant": "==", "never_decreases": ">=", "never_increases": "<="}
 _STEPS: Final[Mapping[str, str]] = {"constant": "==", "never_decreases": "<=", "never_increases": ">="}
 
 
@@ -236,7 +228,7 @@ def _of_each(invariant: Invariant) -> tuple[str, list[str]]:
 def _over_all(prd: Prd, invariant: Invariant, function: str) -> tuple[str, list[str]]:
     if invariant.claim == "always":
         return "of_all", [function]
-    change = f"lambda changed: 0 {_STEPS[invariant.claim]} changed"
+    change = f"lambda changed: changed {_CHANGES[invariant.claim]} 0"
     besides = [(agent.name, command.name) for agent in prd.agents for command in agent.commands if _brings(command)]
     exempt = [f"besides={literal(tuple(besides))}"] if invariant.claim == "constant" and besides else []
     return "of_all_chains", [function, change, *exempt]

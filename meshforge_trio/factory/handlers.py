@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Iterator, Sequence
 
+from meshforge_trio.factory.formulas import formula, guard, raised
 from meshforge_trio.factory.model import (
     AgentSpec,
     Assignment,
@@ -19,7 +20,7 @@ from meshforge_trio.factory.model import (
     SendCommand,
 )
 from meshforge_trio.factory.naming import ModuleNames, custom_rules
-from meshforge_trio.factory.python import WIDTH, call, docstring, formula, guard, literal, raised, sentence
+from meshforge_trio.factory.python import WIDTH, call, display, docstring, literal, sentence
 
 __all__ = ["functions"]
 
@@ -49,7 +50,7 @@ def _command(prd: Prd, agent: AgentSpec, command: Command, names: ModuleNames) -
     body += "    exists = ctx.version > 0\n" if "exists" in used else ""
     body += "    now = int(ctx.now)\n" if "now" in used else ""
     for refusal in command.refusals:
-        body += guard(refusal.condition, raised(refusal.code, refusal.message, 4), negated=refusal.unless)
+        body += guard(refusal.condition, raised(refusal.code, refusal.message, 8), negated=refusal.unless)
     for of, _, name in custom_rules(agent):
         body += f"    rules.{name}(state, payload, ctx)\n" if of == command else ""
     body += _effects(prd, command, names)
@@ -115,14 +116,13 @@ def _effects(prd: Prd, command: Command, names: ModuleNames) -> str:
         if effect.condition is None:
             text += _appended(prd, effect, names, 4)
         else:
-            text += guard(effect.condition, _appended(prd, effect, names, 4))
+            text += guard(effect.condition, _appended(prd, effect, names, 8))
     return text + "    return outputs\n"
 
 
 def _appended(prd: Prd, effect: Emit | SendCommand, names: ModuleNames, indent: int) -> str:
-    # It may be moved to the right by four, into an `if`.
     short = _made(prd, effect, names, "outputs.append(", ")", indent)
-    if short.count("\n") == 1 and len(short) + 4 <= WIDTH:
+    if short.count("\n") == 1 and len(short) - 1 <= WIDTH:
         return short
     margin = " " * indent
     return f"{margin}outputs.append(\n{_made(prd, effect, names, '', '', indent + 4)}{margin})\n"
@@ -164,7 +164,7 @@ def _query(query: Query, names: ModuleNames) -> str:
     body += "    exists = ctx.version > 0\n" if "exists" in uses else ""
     body += "    now = int(ctx.now)\n" if "now" in uses else ""
     items = [f"{literal(assignment.name)}: {formula(assignment.value)}" for assignment in query.fields]
-    body += call("told: JsonObject = ", items, indent=4, brackets=("{", "}"))
+    body += display("told: JsonObject = ", items, indent=4, brackets="{}")
     decimals = any(_holds_decimal(assignment.value.kind) for assignment in query.fields)
     body += f'    return Reply("found", {"as_json(told)" if decimals else "told"})\n'
     head = call(f"def {names.handlers[query.name]}", parameters, " -> Reply:")
@@ -185,7 +185,7 @@ def _reaction(agent: AgentSpec, reaction: Reaction, names: ModuleNames) -> str:
     body += "    exists = ctx.version > 0\n" if "exists" in uses else ""
     body += "    now = int(ctx.now)\n" if "now" in uses else ""
     if reaction.condition is not None:
-        body += guard(reaction.condition, "    return []\n", negated=True)
+        body += guard(reaction.condition, "        return []\n", negated=True)
     asked = call(names.commands[command.name], list(_keywords(reaction.fields)))
     decided = call(
         f"return {'[' if _is_single(command) else ''}{names.handlers[command.name]}",

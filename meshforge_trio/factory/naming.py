@@ -7,8 +7,9 @@ from typing import Final
 
 import attrs
 
+from meshforge_trio.factory.formulas import attributes_of
 from meshforge_trio.factory.model import AgentSpec, Command, Custom, Kind, Prd, Reaction
-from meshforge_trio.factory.python import Names, attributes_of, class_name, slug_words
+from meshforge_trio.factory.python import Names, class_name, slug_words
 
 __all__ = ["ModuleNames", "custom_rules", "heard_fields", "name_module"]
 

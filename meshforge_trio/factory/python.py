@@ -1,4 +1,4 @@
-"""Python as it is written: literals, docstrings, calls and conditions that fit the width, names that do not clash.
+"""Python as it is written: names that do not clash, literals, docstrings, calls that fit the width.
 
 What is written here is laid out as `ruff format` lays it out, so that a generated file is formatted when it is made.
 """
@@ -9,29 +9,25 @@ import ast
 import keyword
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
-from meshforge_trio.factory.model import Expression, Message, repr_text
+from meshforge_trio.factory.model import repr_text
 
 __all__ = [
     "WIDTH",
     "Names",
-    "attributes_of",
     "call",
     "class_name",
-    "condition",
+    "display",
     "docstring",
-    "formula",
-    "guard",
-    "indented",
+    "laid_out",
     "literal",
-    "raised",
-    "replaced",
-    "returned",
+    "segment",
     "sentence",
     "slug_words",
+    "text_literal",
 ]
 
 WIDTH: Final = 120
@@ -69,7 +65,7 @@ class Names:
 def literal(value: Any) -> str:
     """A value of a field as Python writes it."""
     if isinstance(value, str):
-        return _text_literal(value)
+        return text_literal(value)
     if isinstance(value, Decimal):
         return f'Decimal("{value:f}")'
     if isinstance(value, tuple | list):
@@ -78,7 +74,7 @@ def literal(value: Any) -> str:
     return repr(value)
 
 
-def _text_literal(text: str) -> str:
+def text_literal(text: str) -> str:
     written = repr_text(text)
     # As `ruff format` prefers quotes: double ones, unless that costs backslashes.
     if '"' in text and "'" not in text and "\\" not in text and text.isprintable():
@@ -110,221 +106,78 @@ def docstring(text: str, indent: int = 0) -> str:
     return f'{margin}"""{lines.lstrip()}\n{margin}"""\n'
 
 
-def indented(text: str, by: int = 4) -> str:
-    """Every line that is not empty, moved to the right."""
-    return textwrap.indent(text, " " * by)
-
-
-def call(
-    head: str, arguments: Sequence[str], tail: str = "", indent: int = 0, brackets: tuple[str, str] = ("(", ")")
-) -> str:
+def call(head: str, arguments: Sequence[str], tail: str = "", indent: int = 0) -> str:
     """`head(arguments)tail` on one line if it fits, else with the arguments on their own line, else one a line."""
-    opening, closing = brackets
     margin, deeper = " " * indent, " " * (indent + 4)
     inner = ", ".join(arguments)
     for text in (
-        f"{margin}{head}{opening}{inner}{closing}{tail}",
-        f"{margin}{head}{opening}\n{deeper}{inner}\n{margin}{closing}{tail}",
+        f"{margin}{head}({inner}){tail}",
+        f"{margin}{head}(\n{deeper}{inner}\n{margin}){tail}",
     ):
         if all(len(line) <= WIDTH for line in text.splitlines()):
             return text + "\n"
-    lines = "".join(f"{deeper}{argument},\n" for argument in arguments)
-    return f"{margin}{head}{opening}\n{lines}{margin}{closing}{tail}\n"
+    return f"{margin}{head}(\n" + "".join(laid_out(text, indent + 4) for text in arguments) + f"{margin}){tail}\n"
 
 
-def formula(expression: Expression) -> str:
-    """An expression as it stands in code."""
-    return _written(ast.parse(expression.python, mode="eval").body)
-
-
-def replaced(text: str, names: Mapping[str, str]) -> str:
-    """An expression in which each of these names is another expression."""
-
-    class Replacer(ast.NodeTransformer):
-        def visit_Name(self, node: ast.Name) -> ast.expr:
-            return ast.parse(names[node.id], mode="eval").body if node.id in names else node
-
-    tree = Replacer().visit(ast.parse(text, mode="eval").body)
-    return _written(ast.fix_missing_locations(tree))
-
-
-def attributes_of(expression: Expression, name: str) -> frozenset[str]:
-    """The `x` of every `name.x` in an expression."""
-    return frozenset(
-        node.attr
-        for node in ast.walk(ast.parse(expression.python, mode="eval"))
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == name
-    )
-
-
-def condition(expression: Expression, *, negated: bool = False) -> str:
-    """An expression as the test of an `if`."""
-    if not negated:
-        return formula(expression)
-    tree = ast.parse(expression.python, mode="eval").body
-    opposite = _opposite(tree)
-    if opposite is not None:
-        return opposite
-    simple = isinstance(tree, ast.Name | ast.Attribute | ast.Call)
-    return f"not {formula(expression)}" if simple else f"not ({formula(expression)})"
-
-
-_OPPOSITES: Final[dict[type[ast.cmpop], str]] = {
-    ast.Eq: "!=",
-    ast.NotEq: "==",
-    ast.Lt: ">=",
-    ast.LtE: ">",
-    ast.Gt: "<=",
-    ast.GtE: "<",
-    ast.In: "not in",
-    ast.NotIn: "in",
-    ast.Is: "is not",
-    ast.IsNot: "is",
-}
-
-
-_INVERSES: Final[dict[type[ast.cmpop], type[ast.cmpop]]] = {
-    ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq,
-    ast.Lt: ast.GtE,
-    ast.GtE: ast.Lt,
-    ast.Gt: ast.LtE,
-    ast.LtE: ast.Gt,
-    ast.In: ast.NotIn,
-    ast.NotIn: ast.In,
-    ast.Is: ast.IsNot,
-    ast.IsNot: ast.Is,
-}
-
-
-def _opposite(tree: ast.expr) -> str | None:
-    """`a > b` for `a <= b`, and `a` for `not a`: a person would not write `not` there."""
-    if isinstance(tree, ast.Compare) and len(tree.ops) == 1:
-        left, right = _written(tree.left), _written(tree.comparators[0])
-        return f"{left} {_OPPOSITES[type(tree.ops[0])]} {right}"
-    if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.Not):
-        return _written(tree.operand)
-    return None
-
-
-def _written(tree: ast.expr) -> str:
-    """An expression as text, its strings in double quotes where that costs nothing."""
-
-    class Marker(ast.NodeTransformer):
-        """Puts a name where a text stands, since `ast.unparse` has its own mind about quotes."""
-
-        def __init__(self) -> None:
-            self.texts: list[str] = []
-
-        def visit_Constant(self, node: ast.Constant) -> ast.expr:
-            if not isinstance(node.value, str):
-                return node
-            self.texts.append(_text_literal(node.value))
-            return ast.Name(f"_text_{len(self.texts) - 1}_")
-
-    marker = Marker()
-    marked = marker.visit(ast.parse(ast.unparse(tree), mode="eval").body)
-    text = ast.unparse(ast.fix_missing_locations(marked))
-    text = _without_double_brackets(text)
-    for number, written in enumerate(marker.texts):
-        text = text.replace(f"_text_{number}_", written)
-    return text
-
-
-def _without_double_brackets(text: str) -> str:
-    """`sum(x for x in y)` for the `sum((x for x in y))` of `ast.unparse`. There are no texts in it any more."""
-    meaning = ast.dump(ast.parse(text, mode="eval"))
-    at = 0
-    while (at := text.find("((", at)) >= 0:
-        close = _closing(text, at + 1)
-        shorter = text[:at] + text[at + 1 : close] + text[close + 1 :]
-        if text[close + 1 : close + 2] == ")" and text[:at][-1:].isidentifier() and _means(shorter, meaning):
-            text = shorter
-        else:
-            at += 1
-    return text
-
-
-def _means(text: str, meaning: str) -> bool:
-    try:
-        return ast.dump(ast.parse(text, mode="eval")) == meaning
-    except SyntaxError:
-        return False
-
-
-def _closing(text: str, at: int) -> int:
-    """Where the bracket that opens at `at` closes."""
-    depth = 0
-    for place in range(at, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[place], 0)
-        if depth == 0:
-            return place
-    raise ValueError(f"a bracket is not closed: {text}")
-
-
-def returned(text: str, indent: int = 4) -> str:
-    """`return <expression>`; a long one is broken at its outermost operators."""
+def display(head: str, items: Sequence[str], tail: str = "", indent: int = 0, brackets: str = "[]") -> str:
+    """`head[items]tail`, or with braces: on one line if it fits, else one item a line."""
     margin = " " * indent
-    line = f"{margin}return {text}\n"
-    return line if len(line) - 1 <= WIDTH else f"{margin}return (\n{_broken(text, indent + 4)}{margin})\n"
+    text = f"{margin}{head}{brackets[0]}{', '.join(items)}{brackets[1]}{tail}"
+    if len(text) <= WIDTH:
+        return text + "\n"
+    lines = "".join(laid_out(item, indent + 4) for item in items)
+    return f"{margin}{head}{brackets[0]}\n{lines}{margin}{brackets[1]}{tail}\n"
 
 
-def guard(expression: Expression, body: str, *, negated: bool = False, indent: int = 4) -> str:
-    """`if <condition>:` and what is done then; a long condition is broken at its outermost operators."""
-    test = condition(expression, negated=negated)
+def laid_out(text: str, indent: int, tail: str = ",") -> str:
+    """An argument, an item, or an entry of a dictionary, broken where it has to be."""
     margin = " " * indent
-    line = f"{margin}if {test}:\n"
-    if len(line) - 1 > WIDTH:
-        line = f"{margin}if (\n{_broken(test, indent + 4)}{margin}):\n"
-    return line + indented(body)
+    if indent + len(text) + len(tail) <= WIDTH:
+        return f"{margin}{text}{tail}\n"
+    head, value = _head_and_value(text)
+    tree = ast.parse(value, mode="eval").body
+    if isinstance(tree, ast.Call):
+        arguments = [segment(value, each) for each in (*tree.args, *tree.keywords)]
+        return call(head + segment(value, tree.func), arguments, tail, indent)
+    if isinstance(tree, ast.Dict):
+        keys = [segment(value, key) for key in tree.keys if key is not None]
+        items = [f"{key}: {segment(value, each)}" for key, each in zip(keys, tree.values, strict=True)]
+        return display(head, items, tail, indent, "{}")
+    parts = _parts(value)
+    return "".join(f"{margin}{head * (not number)}{part}\n" for number, part in enumerate(parts))[:-1] + f"{tail}\n"
 
 
-def _broken(text: str, indent: int) -> str:
-    """The operands of the outermost operator, one a line, each after its operator."""
+def _head_and_value(text: str) -> tuple[str, str]:
+    """`name=` or `"key": ` and what comes after it; an expression has no head."""
+    found = re.match(r'(?:\w+=(?!=)|"(?:\\.|[^"\\])*": )', text)
+    return (found[0], text[found.end() :]) if found else ("", text)
+
+
+def segment(text: str, node: ast.AST) -> str:
+    return ast.get_source_segment(text, node) or ""
+
+
+def _parts(text: str) -> list[str]:
+    """The operands of the outermost operator, each but the first after its operator; the text itself if it has none."""
     tree = ast.parse(text, mode="eval").body
-    margin = " " * indent
+    if isinstance(tree, ast.IfExp):
+        rest = (
+            _parts(segment(text, tree.orelse)) if isinstance(tree.orelse, ast.IfExp) else [segment(text, tree.orelse)]
+        )
+        return [segment(text, tree.body), f"if {segment(text, tree.test)}", f"else {rest[0]}", *rest[1:]]
     if isinstance(tree, ast.BoolOp):
         word = "and" if isinstance(tree.op, ast.And) else "or"
-        operands: list[tuple[str, ast.expr]] = [(f"{word} ", value) for value in tree.values]
-    elif isinstance(tree, ast.Compare):
-        words = [""] + [f"{_COMPARISONS[type(op)]} " for op in tree.ops]
-        operands = list(zip(words, [tree.left, *tree.comparators], strict=True))
-    else:
-        return f"{margin}{text}\n"
-    lines = []
-    for number, (word, value) in enumerate(operands):
-        written = ast.get_source_segment(text, value) or ""
-        if isinstance(value, ast.BoolOp | ast.Compare):
-            written = f"({written})" if isinstance(tree, ast.Compare) or isinstance(value, ast.BoolOp) else written
-        lines.append(f"{margin}{word if number else ''}{written}\n")
-    return "".join(lines)
+        operands = [_operand(text, value, ast.BoolOp | ast.IfExp) for value in tree.values]
+        return [operands[0], *(f"{word} {operand}" for operand in operands[1:])]
+    if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Add | ast.Sub):
+        sign = "+" if isinstance(tree.op, ast.Add) else "-"
+        left = _parts(segment(text, tree.left)) if isinstance(tree.left, ast.BinOp) else [_operand(text, tree.left)]
+        return [*left, f"{sign} {_operand(text, tree.right)}"]
+    return [text]
 
 
-_COMPARISONS: Final[dict[type[ast.cmpop], str]] = {kind: _OPPOSITES[other] for kind, other in _INVERSES.items()}
-
-
-def raised(code: str, message: Message, indent: int) -> str:
-    """`raise Refused(message, code=...)`"""
-    return call("raise Refused", [_message(message), f"code={literal(code)}"], indent=indent)
-
-
-def _message(message: Message) -> str:
-    """A sentence with expressions in it, as an f-string if there are any."""
-    if all(isinstance(part, str) for part in message.parts):
-        return _text_literal("".join(str(part) for part in message.parts))
-    inner = [ast.unparse(ast.parse(part.python)) for part in message.parts if isinstance(part, Expression)]
-    if any('"' in text or "\\" in text for text in inner):
-        arguments = ", ".join(formula(part) for part in message.parts if isinstance(part, Expression))
-        return f"{_text_literal(''.join(_format_parts(message)))}.format({arguments})"
-    texts = iter(inner)
-    written = "".join(_escaped(part) if isinstance(part, str) else "{" + next(texts) + "}" for part in message.parts)
-    return f'f"{written}"'
-
-
-def _format_parts(message: Message) -> Iterator[str]:
-    for part in message.parts:
-        yield part.replace("{", "{{").replace("}", "}}") if isinstance(part, str) else "{}"
-
-
-def _escaped(text: str) -> str:
-    return repr_text(text)[1:-1].replace("{", "{{").replace("}", "}}")
+def _operand(text: str, node: ast.expr, weaker: Any = ast.BoolOp | ast.IfExp | ast.Compare | ast.BinOp) -> str:
+    """The source of an operand, in brackets if it binds less than what is around it: they are no part of its source."""
+    written = segment(text, node)
+    product = isinstance(node, ast.BinOp) and not isinstance(node.op, ast.Add | ast.Sub)
+    return f"({written})" if isinstance(node, weaker) and not product else written

@@ -60,6 +60,11 @@ class Scene:
         return self._sent("command = await bus.send")
 
     @property
+    def call_deeper(self) -> str:
+        """The same within a block."""
+        return self._sent("command = await bus.send", indent=8)
+
+    @property
     def again(self) -> str:
         """Sending it under the same key, as source."""
         return self._sent("again = await bus.send", 'key=command["idempotency_key"]')
@@ -69,10 +74,10 @@ class Scene:
         """Sending it to an entity that is expected to be new, as source."""
         return self._sent("return await bus.send", "key=key", "expected_version=0")
 
-    def _sent(self, head: str, *more: str) -> str:
+    def _sent(self, head: str, *more: str, indent: int = 4) -> str:
         payload = ", ".join(f"{literal(name)}: {_literal(value)}" for name, value in self.payload.items())
         arguments = [literal(self.agent), literal(self.action), f"{{{payload}}}", "entity=entity", *more]
-        return call(head, arguments, indent=4).rstrip("\n")
+        return call(head, arguments, indent=indent).rstrip("\n")
 
 
 def _literal(value: Any) -> str:
