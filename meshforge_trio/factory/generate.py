@@ -136,7 +136,7 @@ class RuntimeGenerator:
             "permissions": list(_permissions(prd, locks=profile.toggles.lock_manager)),
             "lead": lead,
             "others": others,
-            "invariants": invariants_source(prd, [scene.agent for scene in (lead, *others)]),
+            "invariants": invariants_source(prd, [scene.agent for scene in (lead, *others) if not scene.timely]),
             "custom": [(agent.name, name, rule.text) for agent in prd.agents for _, rule, name in custom_rules(agent)],
         }
 

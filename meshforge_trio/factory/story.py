@@ -19,12 +19,14 @@ __all__ = ["Scene", "scenes"]
 class Scene:
     """One command to an entity that nobody has touched, and what it must be answered with.
 
-    What it comes to depends on nothing but itself, so that it may be sent to a deployment that is in use.
+    What it comes to depends on nothing but itself, so that it may be sent to a deployment that is in use. Where it
+    depends on the time, `later_s` are the moments in it, in seconds from now.
     """
 
     agent: str
     action: str
     payload: Mapping[str, Any]
+    later_s: Mapping[str, int]
     answers: Sequence[str]
     query: str | None
     number: int = 1
@@ -48,6 +50,11 @@ class Scene:
     def entity(self) -> str:
         """A fresh name, as source."""
         return f'f"{self.agent}-{{uuid.uuid4()}}"'
+
+    @property
+    def timely(self) -> bool:
+        """Whether it needs to know what time it is."""
+        return bool(self.later_s)
 
     @property
     def events(self) -> str:
@@ -75,9 +82,15 @@ class Scene:
         return self._sent("return await bus.send", "key=key", "expected_version=0")
 
     def _sent(self, head: str, *more: str, indent: int = 4) -> str:
-        payload = ", ".join(f"{literal(name)}: {_literal(value)}" for name, value in self.payload.items())
+        payload = ", ".join(f"{literal(name)}: {self._written(name)}" for name in self.payload)
         arguments = [literal(self.agent), literal(self.action), f"{{{payload}}}", "entity=entity", *more]
         return call(head, arguments, indent=indent).rstrip("\n")
+
+    def _written(self, name: str) -> str:
+        later_s = self.later_s.get(name)
+        if later_s is None:
+            return _literal(self.payload[name])
+        return f"NOW {'-' if later_s < 0 else '+'} {abs(later_s)}"
 
 
 def _literal(value: Any) -> str:
@@ -113,8 +126,10 @@ def _scene(prd: Prd, agent: AgentSpec) -> Scene | None:
         return None
     *_, step, command = min(candidates, key=lambda candidate: candidate[:2])
     payload = {name: json_value(value) for name, value in step.payload}
+    moments = {field.name for field in command.fields if field.kind.name == "time" and "now" in _uses(command)}
+    later_s = {name: value - step.at for name, value in payload.items() if name in moments}
     query = agent.queries[0].name if agent.queries else None
-    return Scene(agent.name, command.name, payload, _answers(command), query)
+    return Scene(agent.name, command.name, payload, later_s, _answers(command), query)
 
 
 def _accepted(prd: Prd) -> Iterator[Step]:
