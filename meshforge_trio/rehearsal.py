@@ -12,6 +12,7 @@ rehearsal; `chaos` is for that.
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
 from decimal import Decimal
 from typing import Any, Final
@@ -149,6 +150,8 @@ class Rehearsal:
             told = {"reason": refused.reason, "code": refused.code}
             return [Happened(name, refused.name, entity, told, refused.code)], []
         if not isinstance(decision, Decision):
+            if inspect.iscoroutine(decision):
+                decision.close()
             raise Misconfigured(f"agent {name} decides asynchronously: a rehearsal has no loop to wait in")
         answers = [Happened(name, decision.reply.name, entity, decision.reply.payload)] if decision.reply else []
         followers: list[tuple[str, CommandEnvelope | EventEnvelope]] = []
