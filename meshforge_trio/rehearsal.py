@@ -12,7 +12,6 @@ rehearsal; `chaos` is for that.
 
 from __future__ import annotations
 
-import inspect
 from collections import deque
 from decimal import Decimal
 from typing import Any, Final
@@ -149,10 +148,7 @@ class Rehearsal:
         except Refused as refused:
             told = {"reason": refused.reason, "code": refused.code}
             return [Happened(name, refused.name, entity, told, refused.code)], []
-        if not isinstance(decision, Decision):
-            if inspect.iscoroutine(decision):
-                decision.close()
-            raise Misconfigured(f"agent {name} decides asynchronously: a rehearsal has no loop to wait in")
+        assert isinstance(decision, Decision)  # what decides at once returns nothing else
         answers = [Happened(name, decision.reply.name, entity, decision.reply.payload)] if decision.reply else []
         followers: list[tuple[str, CommandEnvelope | EventEnvelope]] = []
         for event in decision.events:
@@ -164,6 +160,8 @@ class Rehearsal:
     def _agent(self, name: str) -> AgentAdapter[Any]:
         if name not in self._agents:
             raise Misconfigured(f"the app has no agent {name!r}; it has: {', '.join(sorted(self._agents))}")
+        if self._agents[name].concurrent:
+            raise Misconfigured(f"agent {name} decides asynchronously: a rehearsal has no loop to wait in")
         return self._agents[name]
 
     def _happen(self, agent: AgentAdapter[Any], place: tuple[str, str | None], event: Event) -> Happened:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -71,7 +72,7 @@ def test_a_profile_that_is_not_there_is_told_with_the_nearest() -> None:
         ("security=signed", ("security", "signed")),
     ],
 )
-def test_a_toggle_on_the_command_line(text: str, toggle: tuple[str, object]) -> None:
+def test_a_toggle_on_the_command_line(text: str, toggle: tuple[str, Any]) -> None:
     assert parse_toggle(text) == toggle
     name, value = toggle
     assert getattr(attrs.evolve(Toggles(), **{name: value}), name) == value

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from meshforge_trio.errors import Misconfigured
-from meshforge_trio.factory import workspace
 from meshforge_trio.factory.workspace import MANIFEST, File, Update, plan_update, read_manifest, write_update
 
 PROFILE = {"name": "local"}
@@ -82,7 +81,7 @@ def die_at_file(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
             raise KeyboardInterrupt
         return real(*arguments, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(workspace.os, "open", dying)
+    monkeypatch.setattr(os, "open", dying)
 
 
 # -- again -----------------------------------------------------------------------------------------------------
@@ -257,7 +256,7 @@ def test_what_cannot_be_written_is_told_and_leaves_nothing(tmp_path: Path, monke
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(path, flags, *more, **named)
 
-    monkeypatch.setattr(workspace.os, "open", full)
-    with pytest.raises(Misconfigured, match="cannot be written: .*No space left"):
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(Misconfigured, match=r"cannot be written: .*No space left"):
         write_update(plan(tmp_path / "shop"))
     assert list(tmp_path.iterdir()) == []
