@@ -1,8 +1,9 @@
-"""Generated workspaces as a stranger has them: made by the installed wheel, checked, run, killed, and broken on purpose."""
+"""Generated workspaces as a stranger has them: made by the installed wheel, run, killed, and broken on purpose."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -65,9 +66,14 @@ class Stranger:
 def stranger(tmp_path_factory: pytest.TempPathFactory) -> Stranger:
     home = tmp_path_factory.mktemp("stranger")
     made = Stranger(home)
-    wheels = home / "wheels"
+    # Built from a copy, since others may build from the checkout meanwhile.
+    source, wheels = home / "source", home / "wheels"
+    for package in ("meshforge_trio", "chaos"):
+        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, source)
     pip = (sys.executable, "-m", "pip")
-    built = made.run(*pip, "wheel", "--quiet", "--no-deps", "-w", wheels, ROOT, cwd=home)
+    built = made.run(*pip, "wheel", "--quiet", "--no-deps", "-w", wheels, source, cwd=home)
     assert built.returncode == 0, built.stderr
     (wheel,) = wheels.glob("*.whl")
     venv.create(home / "venv", with_pip=False)
