@@ -9,7 +9,7 @@ import attrs
 from meshforge_trio.factory.model import AgentSpec, Command, Emit, Position, Prd
 from meshforge_trio.factory.problems import Problems
 
-__all__ = ["check_reach"]
+__all__ = ["check_endings", "check_reach"]
 
 Node = tuple[str, str]
 
@@ -33,10 +33,9 @@ def check_reach(prd: Prd, problems: Problems) -> None:
         end = next((line for line in starts if line > agent.where.line), None)
         if not any(agent.where.line <= line and (end is None or line < end) for line in lines):
             _check_agent(agent, problems)
-    steps = _steps(prd)
     if not lines:
-        _check_internal(prd, steps, problems)
-    _check_endings(steps, problems)
+        _check_internal(prd, problems)
+    check_endings(prd, problems)
 
 
 def _check_agent(agent: AgentSpec, problems: Problems) -> None:
@@ -64,8 +63,8 @@ def _check_agent(agent: AgentSpec, problems: Problems) -> None:
             )
 
 
-def _check_internal(prd: Prd, steps: Mapping[Node, list[_Step]], problems: Problems) -> None:
-    asked = {step.to for found in steps.values() for step in found}
+def _check_internal(prd: Prd, problems: Problems) -> None:
+    asked = {step.to for found in _steps(prd).values() for step in found}
     for agent in prd.agents:
         for command in agent.commands:
             if command.internal and (agent.name, command.name) not in asked:
@@ -98,8 +97,10 @@ def _led_to(agent: str, command: Command, heard: Mapping[Node, list[_Step]]) -> 
             yield _Step((effect.agent, effect.command), effect.where)
 
 
-def _check_endings(steps: Mapping[Node, list[_Step]], problems: Problems) -> None:
-    """A command that leads back to itself might go on for ever; no rule here could prove that it ends."""
+def check_endings(prd: Prd, problems: Problems) -> None:
+    """Complain about commands that lead back to themselves: they might go on for ever, and no rule of a PRD could
+    prove that they end."""
+    steps = _steps(prd)
     settled: set[Node] = set()
     for start in steps:
         path = _way_back(start, steps, settled)
