@@ -49,13 +49,13 @@ def acceptance_source(prd: Prd) -> str:
         "What becomes of it when processes die is in `test_chaos.py`."
     )
     workspace = call(
-        "STAGE = partial", ["Rehearsal", "app", f"tenant={literal(prd.tenant)}", f"workspace={literal(prd.workspace)}"]
+        "new_stage = partial", ["Stage", "app", f"tenant={literal(prd.tenant)}", f"workspace={literal(prd.workspace)}"]
     )
     return (
         f"{head}\nfrom __future__ import annotations\n\n{decimals}from functools import partial\n\n".replace(
             "Decimal\n\nfrom", "Decimal\nfrom"
         )
-        + "from meshforge_trio.rehearsal import Rehearsal\n\nfrom agents import app\n\n"
+        + "from meshforge_trio.stage import Stage\n\nfrom agents import app\n\n"
         + workspace
         + body
     )
@@ -64,7 +64,7 @@ def acceptance_source(prd: Prd) -> str:
 def _test(prd: Prd, example: Example, names: Names) -> str:
     name = names.give(f"test_{slug_words(example.name)}", "test_example")
     body = docstring("\n\n".join(filter(None, (sentence(example.name), sentence(example.prose)))), 4)
-    body += "    stage = STAGE()\n"
+    body += "    stage = new_stage()\n"
     for step in example.given:
         body += call("stage.given", _arguments(step), indent=4)
     answered = any(expected.what in ("refused", "conflict") for expected in example.then)

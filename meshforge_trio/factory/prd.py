@@ -9,11 +9,11 @@ from meshforge_trio.factory.declarations import declare
 from meshforge_trio.factory.model import Position, Prd
 from meshforge_trio.factory.outline import read_outline
 from meshforge_trio.factory.problems import PrdError, Problem, Problems
-from meshforge_trio.factory.reach import check_reach
+from meshforge_trio.factory.reach import check_endings, check_reach
 from meshforge_trio.factory.rehearsal import rehearse
 from meshforge_trio.factory.resolution import resolve
 
-__all__ = ["BYTES_MAX", "load_prd", "read_prd"]
+__all__ = ["BYTES_MAX", "load_prd", "problems_of_sentences", "read_prd"]
 
 BYTES_MAX: Final = 1 << 20
 _BYTE_ORDER_MARKS: Final = (b"\xff\xfe", b"\xfe\xff")
@@ -56,14 +56,10 @@ def read_prd(text: str, name: str = "prd.md") -> Prd:
         PrdError: what it says is wrong; with every problem of it. Examples are played through once the rest is right.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    problems = Problems()
-    for number, line in enumerate(text.split("\n"), 1):
-        for column, letter in enumerate(line, 1):
-            if not (letter.isprintable() or letter == "\t"):
-                problems.add(Position(number, column), f"the character {letter!r} is not text", "remove it")
     if not text.strip():
         raise _unreadable(name, "the file is empty", "begin with a line like '# My shop'")
-    prd = resolve(declare(read_outline(text, problems), problems), problems)
+    problems = Problems()
+    prd = _resolved(text, problems)
     check_reach(prd, problems)
     if not problems:
         # Only what is sound can be played.
@@ -71,3 +67,18 @@ def read_prd(text: str, name: str = "prd.md") -> Prd:
     if problems:
         raise PrdError(list(problems), name)
     return prd
+
+
+def problems_of_sentences(text: str) -> list[Problem]:
+    """What is wrong with each sentence of a text that is not finished yet. What is only missing is not told."""
+    problems = Problems()
+    check_endings(_resolved(text, problems), problems)
+    return sorted(problems)
+
+
+def _resolved(text: str, problems: Problems) -> Prd:
+    for number, line in enumerate(text.split("\n"), 1):
+        for column, letter in enumerate(line, 1):
+            if not (letter.isprintable() or letter == "\t"):
+                problems.add(Position(number, column), f"the character {letter!r} is not text", "remove it")
+    return resolve(declare(read_outline(text, problems), problems), problems)

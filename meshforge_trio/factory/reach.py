@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 
 import attrs
 
 from meshforge_trio.factory.model import AgentSpec, Command, Emit, Position, Prd
 from meshforge_trio.factory.problems import Problems
 
-__all__ = ["check_reach"]
+__all__ = ["check_endings", "check_reach"]
 
 Node = tuple[str, str]
 
@@ -33,10 +35,9 @@ def check_reach(prd: Prd, problems: Problems) -> None:
         end = next((line for line in starts if line > agent.where.line), None)
         if not any(agent.where.line <= line and (end is None or line < end) for line in lines):
             _check_agent(agent, problems)
-    steps = _steps(prd)
     if not lines:
-        _check_internal(prd, steps, problems)
-    _check_endings(steps, problems)
+        _check_internal(prd, problems)
+    check_endings(prd, problems)
 
 
 def _check_agent(agent: AgentSpec, problems: Problems) -> None:
@@ -64,8 +65,8 @@ def _check_agent(agent: AgentSpec, problems: Problems) -> None:
             )
 
 
-def _check_internal(prd: Prd, steps: Mapping[Node, list[_Step]], problems: Problems) -> None:
-    asked = {step.to for found in steps.values() for step in found}
+def _check_internal(prd: Prd, problems: Problems) -> None:
+    asked = {step.to for found in _steps(prd).values() for step in found}
     for agent in prd.agents:
         for command in agent.commands:
             if command.internal and (agent.name, command.name) not in asked:
@@ -98,29 +99,29 @@ def _led_to(agent: str, command: Command, heard: Mapping[Node, list[_Step]]) -> 
             yield _Step((effect.agent, effect.command), effect.where)
 
 
-def _check_endings(steps: Mapping[Node, list[_Step]], problems: Problems) -> None:
-    """A command that leads back to itself might go on for ever; no rule here could prove that it ends."""
-    settled: set[Node] = set()
-    for start in steps:
-        path = _way_back(start, steps, settled)
-        if path:
-            where = max(step.where for step in path)
-            chain = " → ".join(".".join(node) for node in (start, *(step.to for step in path)))
-            problems.add(where, f"this may never end: {chain}", "let one of them emit or send nothing")
-            settled.update(step.to for step in path)
+def check_endings(prd: Prd, problems: Problems) -> None:
+    """Complain about commands that lead back to themselves: they might go on for ever, and no rule of a PRD could
+    prove that they end."""
+    steps = _steps(prd)
+    order = {node: i for i, node in enumerate(steps)}
+    leads_to = {node: {step.to for step in found} for node, found in steps.items()}
+    while cycle := _cycle(leads_to):
+        begin = cycle.index(min(cycle, key=lambda node: order.get(node, len(order))))
+        chain = [*cycle[begin:], *cycle[: begin + 1]]
+        links = list(pairwise(chain))
+        # The sentence that comes last in the text closes it.
+        where, (start, end) = max((step.where, link) for link in links for step in steps[link[0]] if step.to == link[1])
+        names = " → ".join(".".join(node) for node in chain)
+        problems.add(where, f"this may never end: {names}", "let one of them emit or send nothing")
+        leads_to[start].discard(end)
 
 
-def _way_back(start: Node, steps: Mapping[Node, list[_Step]], settled: set[Node]) -> list[_Step]:
-    """The shortest chain of steps from a command to itself, past commands that were not complained about."""
-    if start in settled:
-        return []
-    ways: dict[Node, list[_Step]] = {start: []}
-    waiting = [start]
-    for node in waiting:
-        for step in steps.get(node, ()):
-            if step.to == start:
-                return [*ways[node], step]
-            if step.to not in ways and step.to not in settled:
-                ways[step.to] = [*ways[node], step]
-                waiting.append(step.to)
+def _cycle(leads_to: Mapping[Node, set[Node]]) -> list[Node]:
+    """Nodes of which each leads to the next and the last to the first, if there are such."""
+    try:
+        TopologicalSorter(leads_to).prepare()
+    except CycleError as error:
+        # What is told there are predecessors; each node here was given its successors as those.
+        nodes: list[Node] = error.args[1]
+        return nodes[:0:-1]
     return []

@@ -30,11 +30,13 @@ from meshforge_trio.factory.phrases import Cursor
 from meshforge_trio.factory.problems import Problems, Unreadable
 from meshforge_trio.factory.sentences import Sentences, names_of_command, names_of_event, names_of_state
 
-__all__ = ["resolve"]
+__all__ = ["SENTENCES", "resolve"]
 
 S = TypeVar("S")
 T = TypeVar("T")
 
+#: How sentences about a command begin.
+SENTENCES: Final = ("entity", "internal", "refuse", "emit", "send", "custom")
 _EXISTENCES: Final = ("new", "existing", "any")
 _COMMAND_USAGE: Final = "- emit `created` with `customer`, or - refuse `code` if `condition`: why"
 
@@ -108,7 +110,7 @@ class _Resolving:
     def _about_command(
         self, cursor: Cursor, names: Names, said: dict[str, Any]
     ) -> Refusal | Custom | Emit | SendCommand | None:
-        match cursor.one_of("entity", "internal", "refuse", "emit", "send", "custom"):
+        match cursor.one_of(*SENTENCES):
             case "refuse":
                 return self._sentences.refusal(cursor, names)
             case "emit":

@@ -47,11 +47,6 @@ class Scene:
         return f"beside_{self.agent}"
 
     @property
-    def entity(self) -> str:
-        """A fresh name, as source."""
-        return f'f"{self.agent}-{{uuid.uuid4()}}"'
-
-    @property
     def timely(self) -> bool:
         """Whether it needs to know what time it is."""
         return bool(self.later_s)

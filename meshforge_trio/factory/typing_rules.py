@@ -260,6 +260,9 @@ def assigned(part: Typed, kind: Kind) -> ast.expr:
     own = part.kind
     if own is None or own == kind:
         return part.node
+    if part.branches is not None and isinstance(part.node, ast.IfExp):
+        body, orelse = part.branches
+        return ast.IfExp(part.node.test, assigned(body, kind), assigned(orelse, kind))
     if kind.name == "optional" and kind.item is not None:
         if own.name == "nothing":
             return part.node
@@ -269,9 +272,6 @@ def assigned(part: Typed, kind: Kind) -> ast.expr:
             return part.node
     if kind.name == "list" and kind.item is not None and part.items is not None:
         return _tuple([assigned(item, kind.item) for item in part.items])
-    if part.branches is not None and isinstance(part.node, ast.IfExp):
-        body, orelse = part.branches
-        return ast.IfExp(part.node.test, assigned(body, kind), assigned(orelse, kind))
     if own.name == "integer" and kind.name == "decimal":
         constant = isinstance(part.node, ast.Constant)
         return verbatim(f'Decimal("{part.node.value}")' if constant else f"Decimal({ast.unparse(part.node)})")  # type: ignore[attr-defined]

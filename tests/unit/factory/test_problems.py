@@ -254,3 +254,19 @@ def test_one_mistake_is_one_problem(name: str) -> None:
     assert what in problem.what
     assert suggestion in problem.suggestion
     assert (problem.line, problem.column) == place
+
+
+def test_two_circles_are_two_problems() -> None:
+    ring = "- `order.confirmed`: `reserve` on `sku` with `order` = `sku`, `quantity`"
+    other = "- `shipping.dispatched`: `receive` on `sku` with `quantity`"
+    spoiled = DEMO.replace(RESERVE, f"{RESERVE}\n{ring}")
+    spoiled = spoiled.replace("- `shipping.dispatched`: `hand_over` on `sku` with `quantity`", other)
+    spoiled = spoiled.replace(
+        "- `order.confirmed`: `prepare`", "- `inventory.received`: `dispatch` on `id` with `carrier` = `\"x\"`\n"
+        "- `order.confirmed`: `prepare`"
+    )  # fmt: skip
+    chains = [problem.what for problem in problems_of(spoiled) if "never end" in problem.what]
+    assert chains == [
+        "this may never end: order.confirm → inventory.reserve → order.confirm",
+        "this may never end: inventory.receive → shipping.dispatch → inventory.receive",
+    ]

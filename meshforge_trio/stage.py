@@ -1,13 +1,13 @@
 """An app played in memory: every command decided by its agent, with all that follows, under a clock that one sets.
 
-    stage = Rehearsal(app)
+    stage = Stage(app)
     told = stage.send("order", "create", {"sku": "lamp"}, entity="o-1")
     assert told.name == "created"
     assert stage.state("inventory", "lamp").stock == 11
 
 No broker, no store, no time that passes: what one command leads to has happened when `send` returns, in the order in
 which it was decided. It is for tests of what agents decide. What becomes of that when processes die is no matter of a
-rehearsal; `chaos` is for that.
+stage; `chaos` is for that.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from meshforge_trio.envelope import CommandEnvelope, EventEnvelope, JsonObject, 
 from meshforge_trio.errors import Misconfigured, Refused
 from meshforge_trio.runtime import App
 
-__all__ = ["Happened", "Rehearsal"]
+__all__ = ["Happened", "Stage"]
 
 #: What one command may lead to: agents that answer each other for ever are found out.
 _CHAIN_MAX: Final = 10_000
-_WHO: Final = SecurityContext("rehearsal", "user")
+_WHO: Final = SecurityContext("stage", "user")
 
 
 @attrs.frozen
@@ -41,7 +41,7 @@ class Happened:
     code: str = ""
 
 
-class Rehearsal:
+class Stage:
     """The agents of an app, and what has happened to their entities since it was made."""
 
     def __init__(self, app: App, *, tenant: str = "default", workspace: str = "demo") -> None:
@@ -161,7 +161,7 @@ class Rehearsal:
         if name not in self._agents:
             raise Misconfigured(f"the app has no agent {name!r}; it has: {', '.join(sorted(self._agents))}")
         if self._agents[name].concurrent:
-            raise Misconfigured(f"agent {name} decides asynchronously: a rehearsal has no loop to wait in")
+            raise Misconfigured(f"agent {name} decides asynchronously: a stage has no loop to wait in")
         return self._agents[name]
 
     def _happen(self, agent: AgentAdapter[Any], place: tuple[str, str | None], event: Event) -> Happened:

@@ -13,8 +13,8 @@ from meshforge_trio.crud import crud_agent
 from meshforge_trio.envelope import EventEnvelope
 from meshforge_trio.errors import Misconfigured, Refused
 from meshforge_trio.locks import LOCK_MANAGER, LockManagerAdapter
-from meshforge_trio.rehearsal import Rehearsal
 from meshforge_trio.runtime import App
+from meshforge_trio.stage import Stage
 
 
 @attrs.frozen
@@ -85,7 +85,7 @@ APP = App([item, shop, books])
 
 
 def test_all_that_follows_has_happened() -> None:
-    stage = Rehearsal(APP)
+    stage = Stage(APP)
     told = stage.send("shop", "sell", {"count": 3}, entity="s", at=7.0)
     assert (told.agent, told.name, told.entity) == ("shop", "sold", "s")
     assert [(event.agent, event.name) for event in stage.events] == [
@@ -102,7 +102,7 @@ def test_all_that_follows_has_happened() -> None:
 
 
 def test_a_refusal_is_an_answer_and_changes_nothing() -> None:
-    stage = Rehearsal(APP)
+    stage = Stage(APP)
     told = stage.send("item", "take", {"count": 9}, entity="lamp")
     assert (told.name, told.code) == ("refused", "too_many")
     assert not stage.exists("item", "lamp")
@@ -110,7 +110,7 @@ def test_a_refusal_is_an_answer_and_changes_nothing() -> None:
 
 
 def test_a_version_that_does_not_fit_is_a_conflict() -> None:
-    stage = Rehearsal(APP)
+    stage = Stage(APP)
     stage.given("item", "take", {"count": 1}, entity="lamp")
     told = stage.send("item", "take", {"count": 1}, entity="lamp", expected_version=0)
     assert (told.name, told.payload) == ("conflict", {"expected_version": 0, "current_version": 1})
@@ -118,7 +118,7 @@ def test_a_version_that_does_not_fit_is_a_conflict() -> None:
 
 
 def test_what_was_given_is_no_event_of_the_example() -> None:
-    stage = Rehearsal(APP)
+    stage = Stage(APP)
     stage.given("item", "take", {"count": 1}, entity="lamp")
     assert stage.events == []
     assert stage.exists("item", "lamp")
@@ -127,13 +127,13 @@ def test_what_was_given_is_no_event_of_the_example() -> None:
 
 
 def test_a_query_is_answered() -> None:
-    stage = Rehearsal(APP)
+    stage = Stage(APP)
     stage.given("item", "take", {"count": 1}, entity="lamp")
     assert stage.send("item", "get", entity="lamp").payload == {"stock": -1}
 
 
 def test_values_are_told_apart_by_their_type() -> None:
-    stage = Rehearsal(App([crud_agent("note")]))
+    stage = Stage(App([crud_agent("note")]))
     stage.send("note", "create", {"yes": True, "one": 1, "list": ["a", "b"], "price": "2.0"}, entity="n")
     assert stage.happened("note", "created", yes=True, one=1, list=("a", "b"), price=Decimal(2))
     assert not stage.happened("note", "created", one=True)
@@ -143,7 +143,7 @@ def test_values_are_told_apart_by_their_type() -> None:
 
 
 def test_an_agent_that_names_its_entities_itself_does_so_here() -> None:
-    stage = Rehearsal(App([LockManagerAdapter()]))
+    stage = Stage(App([LockManagerAdapter()]))
     wanted = {"resource_id": "door", "owner_id": "ann", "ttl_seconds": 10.0}
     assert stage.send(LOCK_MANAGER, "acquire", wanted, at=100.0).name == "acquired"
     assert stage.send(LOCK_MANAGER, "acquire", {**wanted, "owner_id": "bob"}, at=109.0).name == "denied"
@@ -159,15 +159,15 @@ def test_agents_that_answer_each_other_for_ever_are_found_out() -> None:
         return Send("echo", "call", entity_id="e")
 
     with pytest.raises(Misconfigured, match="agents that never stop"):
-        Rehearsal(App([echo])).send("echo", "call", entity="e")
+        Stage(App([echo])).send("echo", "call", entity="e")
 
 
 def test_an_agent_that_is_not_there_is_told() -> None:
     with pytest.raises(Misconfigured, match="no agent 'itm'; it has: books, item, shop"):
-        Rehearsal(APP).send("itm", "take")
+        Stage(APP).send("itm", "take")
 
 
-def test_an_agent_that_waits_cannot_be_rehearsed() -> None:
+def test_an_agent_that_waits_has_no_place_on_it() -> None:
     slow: Agent[int] = Agent("slow", state=int, initial=int)
 
     @slow.command("wait")
@@ -175,4 +175,4 @@ def test_an_agent_that_waits_cannot_be_rehearsed() -> None:
         return Event("waited")
 
     with pytest.raises(Misconfigured, match="asynchronously"):
-        Rehearsal(App([slow])).send("slow", "wait", entity="s")
+        Stage(App([slow])).send("slow", "wait", entity="s")
