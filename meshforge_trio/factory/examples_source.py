@@ -121,8 +121,13 @@ def _called(function: str, arguments: Sequence[str]) -> str:
 
 
 def workload_lines(prd: Prd) -> str:
-    """`scenarios/workload.jsonl`: the commands of all examples, each with entities of its own, and questions."""
+    """`scenarios/workload.jsonl`: the commands of all examples, each with entities of its own, and questions.
+
+    All are sent at once. So what needs an entity that others bring about comes too early, perhaps: it is asked for once
+    more when everything else is decided.
+    """
     lines: list[Mapping[str, Any]] = []
+    later: list[Mapping[str, Any]] = []
     workspace = f"{prd.tenant}/{prd.workspace}"
     for number, example in enumerate(prd.examples, 1):
         touched: dict[tuple[str, str], None] = {}
@@ -133,12 +138,14 @@ def workload_lines(prd: Prd) -> str:
             told |= {"entity_id": entity, "payload": _own_payload(prd, step, number)}
             if step.expected_version is not None:
                 told["expected_version"] = step.expected_version
+            elif prd.agent(step.agent).command(step.command).entity == "existing":
+                later.append({**told, "phase": "after"})
             lines.append(told)
         for agent, entity in touched:
             for query in prd.agent(agent).queries[:1]:
                 asked = {"agent": agent, "action": query.name, "workspace": workspace, "entity_id": entity}
                 lines.append({**asked, "query": True})
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in (*lines, *later))
 
 
 def _own(name: str, number: int) -> str:

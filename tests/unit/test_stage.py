@@ -62,6 +62,11 @@ def sell(state: int, payload: dict[str, Any], ctx: Context) -> list[Event | Send
     return [Event("sold"), Send("item", "take", {"count": payload["count"]}, entity_id="lamp")]
 
 
+@shop.command("sell_twice")
+def sell_twice(state: int, payload: dict[str, Any], ctx: Context) -> list[Event | Send]:
+    return [Send("item", "take", {"count": count}, entity_id="lamp") for count in (1, 2)]
+
+
 @shop.event("sold")
 def sold(state: int, event: dict[str, Any]) -> int:
     return state + 1
@@ -99,6 +104,13 @@ def test_all_that_follows_has_happened() -> None:
     assert not stage.happened("item", "taken", "door")
     assert not stage.happened("item", "taken", count=4)
     assert not stage.happened("item", "taken", colour="red")
+
+
+def test_what_comes_first_is_decided_first() -> None:
+    stage = Stage(APP)
+    assert stage.send("shop", "sell_twice", entity="s").name == "accepted"
+    told = [(event.name, event.payload.get("count") or event.payload["sum"]) for event in stage.events]
+    assert told == [("taken", 1), ("taken", 2), ("noted", 1), ("noted", 3)]
 
 
 def test_a_refusal_is_an_answer_and_changes_nothing() -> None:

@@ -199,3 +199,9 @@ def test_examples_do_not_meet_in_the_workload() -> None:
     assert len(created) == len(set(created)) > 1
     ordered = [line for line in lines if (line["agent"], line["action"]) == ("order", "create")]
     assert {line["payload"]["sku"] for line in ordered} <= {*created, "lamp-4"}
+
+
+def test_what_came_too_early_perhaps_is_asked_for_again() -> None:
+    lines = [json.loads(line) for line in texts(generator())["scenarios/workload.jsonl"].splitlines()]
+    later = [(line["agent"], line["action"]) for line in lines if line.get("phase") == "after"]
+    assert later == [("shipping", "dispatch"), ("inventory", "receive")]
