@@ -6,6 +6,7 @@ source, because that is where a person looks.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -19,7 +20,8 @@ from meshforge_trio.factory.problems import Problems
 __all__ = ["Phrase", "Section", "Table", "Word", "read_outline"]
 
 _PUNCTUATION: Final = ",:="
-_FORMATTING: Final = "links, emphasis and images mean nothing here; write plain words and `code`"
+#: Of what stands in a line only words and `code` mean something; a reference would vanish without a word.
+_UNUSED_RULES: Final = ["link", "image", "emphasis", "autolink", "html_inline", "entity", "reference"]
 _NOT_READ: Final = {
     "ordered_list_open": ("a numbered list", "use a list with '-'"),
     "fence": ("a code block", "write it as `code` in a list item, or in words"),
@@ -52,12 +54,18 @@ class Phrase:
     source: str
     words: tuple[Word, ...]
     lines: tuple[Position, ...] = attrs.field(repr=False)
+    _starts: tuple[int, ...] = attrs.field(init=False, repr=False, eq=False)
+
+    @_starts.default
+    def _find_starts(self) -> tuple[int, ...]:
+        breaks = (i + 1 for i, letter in enumerate(self.source) if letter == "\n")
+        return (0, *breaks)
 
     def position(self, offset: int) -> Position:
         """Where a character of the source is in the file."""
-        before = self.source[:offset]
-        start = self.lines[before.count("\n")]
-        return Position(start.line, start.column + offset - (before.rfind("\n") + 1))
+        number = bisect_right(self._starts, offset) - 1
+        start = self.lines[number]
+        return Position(start.line, start.column + offset - self._starts[number])
 
     @property
     def where(self) -> Position:
@@ -97,7 +105,7 @@ class Section:
 
 def read_outline(text: str, problems: Problems) -> list[Section]:
     """The top sections of a text whose lines end with a newline alone."""
-    tokens = MarkdownIt("commonmark", {"html": False}).enable("table").parse(text)
+    tokens = MarkdownIt("commonmark", {"html": False}).enable("table").disable(_UNUSED_RULES).parse(text)
     return _Reader(text.split("\n"), problems).sections(tokens)
 
 
@@ -165,8 +173,6 @@ class _Reader:
                 self._problems.add(self._start_of(tokens[at]), "a list item without words", "remove it")
             else:
                 phrase = self._phrase(inner[1])
-                if any(child.type not in _PLAIN for child in inner[1].children or ()):
-                    self._problems.add(phrase.where, "a list item with formatting", _FORMATTING)
                 if len(inner) > 3:
                     self._problems.add(
                         self._start_of(inner[3]), "a list item holds one sentence", "write another item at the margin"
@@ -213,9 +219,6 @@ class _Reader:
         return Position(line + 1, len(source) - len(source.lstrip()) + 1)
 
 
-_PLAIN: Final = frozenset({"text", "code_inline", "softbreak", "text_special", "hardbreak"})
-
-
 def _end_of(tokens: Sequence[Token], at: int) -> int:
     """The index behind the token that closes the one at `at`."""
     depth = 0
@@ -247,8 +250,9 @@ def _words(inline: Token, places: tuple[Position, ...]) -> Iterator[Word]:
             opening = inline.content.find(child.markup, at)
             inside = opening + len(child.markup)
             at = inline.content.find(child.markup, inside) + len(child.markup)
-            padding = len(inline.content[inside:]) - len(inline.content[inside:].lstrip())
-            offset = inside + padding
+            offset = inside
+            while inline.content[offset].isspace():
+                offset += 1
             yield Word(child.content.strip(), offset, phrase.position(offset), code=True)
         elif child.content:
             found = inline.content.find(child.content, at)

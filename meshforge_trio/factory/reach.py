@@ -104,7 +104,7 @@ def check_endings(prd: Prd, problems: Problems) -> None:
     prove that they end."""
     steps = _steps(prd)
     order = {node: i for i, node in enumerate(steps)}
-    leads_to = {node: {step.to for step in found} for node, found in steps.items()}
+    leads_to = {node: list(dict.fromkeys(step.to for step in found)) for node, found in steps.items()}
     while cycle := _cycle(leads_to):
         begin = cycle.index(min(cycle, key=lambda node: order.get(node, len(order))))
         chain = [*cycle[begin:], *cycle[: begin + 1]]
@@ -113,10 +113,10 @@ def check_endings(prd: Prd, problems: Problems) -> None:
         where, (start, end) = max((step.where, link) for link in links for step in steps[link[0]] if step.to == link[1])
         names = " → ".join(".".join(node) for node in chain)
         problems.add(where, f"this may never end: {names}", "let one of them emit or send nothing")
-        leads_to[start].discard(end)
+        leads_to[start].remove(end)
 
 
-def _cycle(leads_to: Mapping[Node, set[Node]]) -> list[Node]:
+def _cycle(leads_to: Mapping[Node, list[Node]]) -> list[Node]:
     """Nodes of which each leads to the next and the last to the first, if there are such."""
     try:
         TopologicalSorter(leads_to).prepare()
