@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import ast
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -64,7 +64,7 @@ def agent_source(prd: Prd, agent: AgentSpec) -> str:
 
 def _imports(agent: AgentSpec, body: str) -> str:
     """What the body uses, in the order that `ruff` sorts it in."""
-    words = set(re.findall(r"\w+", _code_of(body)))
+    words = {node.id for node in ast.walk(ast.parse(body)) if isinstance(node, ast.Name)}
     standard = [f"from {module} import {name}\n" for name, module in _STANDARD.items() if name in words]
     runtime = [
         _imported(module, [name for name in known if name in words])
@@ -73,11 +73,6 @@ def _imports(agent: AgentSpec, body: str) -> str:
     ]
     own = [f"\nfrom rules import {agent.name} as rules\n"] if custom_rules(agent) else []
     return "".join((*standard, "\n" if standard else "", "import attrs\n", *runtime, *own))
-
-
-def _code_of(body: str) -> str:
-    """The body without its docstrings and texts."""
-    return re.sub(r'"""(?:\\.|[^\\])*?"""|"(?:\\.|[^"\\])*"', "", body)
 
 
 def rules_source(agent: AgentSpec) -> str | None:

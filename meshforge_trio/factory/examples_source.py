@@ -22,6 +22,7 @@ from meshforge_trio.factory.model import (
 )
 from meshforge_trio.factory.naming import name_module
 from meshforge_trio.factory.python import Names, call, docstring, literal, sentence, slug_words
+from meshforge_trio.factory.reading import decided_by_time
 
 __all__ = ["Invariants", "acceptance_source", "invariants_source", "json_value", "workload_lines"]
 
@@ -128,6 +129,7 @@ def workload_lines(prd: Prd) -> str:
     """
     lines: list[Mapping[str, Any]] = []
     later: list[Mapping[str, Any]] = []
+    by_time = decided_by_time(prd)
     workspace = f"{prd.tenant}/{prd.workspace}"
     for number, example in enumerate(prd.examples, 1):
         touched: dict[tuple[str, str], None] = {}
@@ -136,6 +138,8 @@ def workload_lines(prd: Prd) -> str:
             touched[step.agent, entity] = None
             told: dict[str, Any] = {"agent": step.agent, "action": step.command, "workspace": workspace}
             told |= {"entity_id": entity, "payload": _own_payload(prd, step, number)}
+            if (step.agent, step.command) in by_time:
+                told["repeatable"] = False
             if step.expected_version is not None:
                 told["expected_version"] = step.expected_version
             elif prd.agent(step.agent).command(step.command).entity == "existing":

@@ -170,7 +170,8 @@ def _permissions(prd: Prd, *, locks: bool) -> Iterator[str]:
 
 def _lock_lines(prd: Prd) -> str:
     """Two owners who want one resource, for the workload."""
-    place = {"agent": "sys_lock_manager", "workspace": f"{prd.tenant}/{prd.workspace}"}
+    # What a lease comes to depends on the time.
+    place = {"agent": "sys_lock_manager", "workspace": f"{prd.tenant}/{prd.workspace}", "repeatable": False}
     asked = [
         ("acquire", {"resource_id": "door", "owner_id": "ann", "ttl_seconds": 60.0}),
         ("acquire", {"resource_id": "door", "owner_id": "bob", "ttl_seconds": 60.0}),

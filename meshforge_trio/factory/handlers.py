@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from meshforge_trio.factory.formulas import formula, guard, raised
 from meshforge_trio.factory.model import (
@@ -21,6 +21,7 @@ from meshforge_trio.factory.model import (
 )
 from meshforge_trio.factory.naming import ModuleNames, custom_rules
 from meshforge_trio.factory.python import WIDTH, call, display, docstring, literal, sentence
+from meshforge_trio.factory.reading import reaction_uses, uses
 
 __all__ = ["functions"]
 
@@ -43,7 +44,7 @@ def functions(prd: Prd, agent: AgentSpec, names: ModuleNames) -> Iterator[str]:
 
 
 def _command(prd: Prd, agent: AgentSpec, command: Command, names: ModuleNames) -> str:
-    used = _used(command)
+    used = uses(command)
     check = f"{_GUARDS[command.entity]}(ctx)"
     body = docstring(sentence(command.prose) or f"Decide `{command.name}`.", 4)
     body += f"    entity_id = {check}\n" if "entity_id" in used else f"    {check}\n"
@@ -69,25 +70,6 @@ def _is_asked(prd: Prd, agent: AgentSpec, command: Command) -> bool:
         if isinstance(effect, SendCommand)
     }
     return not command.internal or (agent.name, command.name) in sent
-
-
-def _used(command: Command) -> frozenset[str]:
-    """The names of the surroundings that a command's expressions use."""
-    found: set[str] = set()
-    for refusal in command.refusals:
-        parts = [part for part in refusal.message.parts if isinstance(part, Expression)]
-        found = found.union(refusal.condition.uses, *(part.uses for part in parts))
-    for effect in command.effects:
-        found = found.union(*(expression.uses for expression in _expressions(effect)))
-    return frozenset(found)
-
-
-def _expressions(effect: Emit | SendCommand) -> Iterable[Expression]:
-    yield from (assignment.value for assignment in effect.fields)
-    if effect.condition is not None:
-        yield effect.condition
-    if isinstance(effect, SendCommand):
-        yield effect.to
 
 
 def _outputs(command: Command, names: ModuleNames) -> str:
@@ -157,12 +139,12 @@ def _holds_decimal(kind: Kind) -> bool:
 
 def _query(query: Query, names: ModuleNames) -> str:
     parameters = [f"state: {names.state}", "payload: JsonObject", "ctx: Context"]
-    uses = frozenset[str]().union(*(assignment.value.uses for assignment in query.fields))
+    used = frozenset[str]().union(*(assignment.value.uses for assignment in query.fields))
     body = docstring(sentence(query.prose) or f"Answer `{query.name}`.", 4)
     body += '    if ctx.version == 0:\n        return Reply("not_found")\n'
-    body += "    entity_id = named_entity(ctx)\n" if "entity_id" in uses else ""
-    body += "    exists = ctx.version > 0\n" if "exists" in uses else ""
-    body += "    now = int(ctx.now)\n" if "now" in uses else ""
+    body += "    entity_id = named_entity(ctx)\n" if "entity_id" in used else ""
+    body += "    exists = ctx.version > 0\n" if "exists" in used else ""
+    body += "    now = int(ctx.now)\n" if "now" in used else ""
     items = [f"{literal(assignment.name)}: {formula(assignment.value)}" for assignment in query.fields]
     body += display("told: JsonObject = ", items, indent=4, brackets="{}")
     decimals = any(_holds_decimal(assignment.value.kind) for assignment in query.fields)
@@ -177,13 +159,11 @@ def _reaction(agent: AgentSpec, reaction: Reaction, names: ModuleNames) -> str:
     arguments = [literal(reaction.agent), literal(reaction.event)]
     if formula(reaction.on) != "entity_id":
         arguments.append(f"entity=lambda event: {_from_envelope(reaction.on)}")
-    expressions = [assignment.value for assignment in reaction.fields]
-    expressions += [reaction.condition] if reaction.condition is not None else []
-    uses = frozenset[str]().union(*(expression.uses for expression in expressions))
+    used = reaction_uses(reaction)
     body = docstring(f"When `{reaction.agent}` tells `{reaction.event}`: `{reaction.command}`.", 4)
-    body += "    entity_id = named_entity(ctx)\n" if "entity_id" in uses else ""
-    body += "    exists = ctx.version > 0\n" if "exists" in uses else ""
-    body += "    now = int(ctx.now)\n" if "now" in uses else ""
+    body += "    entity_id = named_entity(ctx)\n" if "entity_id" in used else ""
+    body += "    exists = ctx.version > 0\n" if "exists" in used else ""
+    body += "    now = int(ctx.now)\n" if "now" in used else ""
     if reaction.condition is not None:
         body += guard(reaction.condition, "        return []\n", negated=True)
     asked = call(names.commands[command.name], list(_keywords(reaction.fields)))

@@ -9,8 +9,9 @@ import attrs
 
 from meshforge_trio.errors import Misconfigured
 from meshforge_trio.factory.examples_source import json_value
-from meshforge_trio.factory.model import AgentSpec, Command, Emit, Prd, SendCommand, Step
+from meshforge_trio.factory.model import AgentSpec, Command, Emit, Prd, Step
 from meshforge_trio.factory.python import call, literal
+from meshforge_trio.factory.reading import uses
 
 __all__ = ["Scene", "scenes"]
 
@@ -111,7 +112,7 @@ def scenes(prd: Prd) -> Sequence[Scene]:
 def _scene(prd: Prd, agent: AgentSpec) -> Scene | None:
     """The simplest of the agent's commands that an example shows to be accepted."""
     candidates = [
-        (command.entity != "new", "now" in _uses(command), step, command)
+        (command.entity != "new", "now" in uses(command), step, command)
         for step in _accepted(prd)
         if step.agent == agent.name and step.expected_version is None
         for command in [agent.command(step.command)]
@@ -121,7 +122,7 @@ def _scene(prd: Prd, agent: AgentSpec) -> Scene | None:
         return None
     *_, step, command = min(candidates, key=lambda candidate: candidate[:2])
     payload = {name: json_value(value) for name, value in step.payload}
-    moments = {field.name for field in command.fields if field.kind.name == "time" and "now" in _uses(command)}
+    moments = {field.name for field in command.fields if field.kind.name == "time" and "now" in uses(command)}
     later_s = {name: value - step.at for name, value in payload.items() if name in moments}
     query = agent.queries[0].name if agent.queries else None
     return Scene(agent.name, command.name, payload, later_s, _answers(command), query)
@@ -143,10 +144,3 @@ def _answers(command: Command) -> Sequence[str]:
     emits = [effect for effect in command.effects if isinstance(effect, Emit)]
     sure = [effect.event for effect in emits if effect.condition is None]
     return sure[:1] or [effect.event for effect in emits]
-
-
-def _uses(command: Command) -> frozenset[str]:
-    refusals = [refusal.condition.uses for refusal in command.refusals]
-    conditions = [effect.condition.uses for effect in command.effects if effect.condition is not None]
-    sends = [effect.to.uses for effect in command.effects if isinstance(effect, SendCommand)]
-    return frozenset[str]().union(*refusals, *conditions, *sends)

@@ -21,7 +21,9 @@ from chaos.project import read_workload
 from meshforge_trio.config import load_settings
 from meshforge_trio.errors import Misconfigured
 from meshforge_trio.factory.model import Prd
+from meshforge_trio.factory.prd import load_prd
 from meshforge_trio.factory.profiles import PROFILES
+from meshforge_trio.factory.reading import decided_by_time
 from meshforge_trio.permissions import parse_rule
 from meshforge_trio.server import find_binary
 
@@ -205,3 +207,28 @@ def test_what_came_too_early_perhaps_is_asked_for_again() -> None:
     lines = [json.loads(line) for line in texts(generator())["scenarios/workload.jsonl"].splitlines()]
     later = [(line["agent"], line["action"]) for line in lines if line.get("phase") == "after"]
     assert later == [("shipping", "dispatch"), ("inventory", "receive")]
+
+
+def test_what_depends_on_the_time_need_not_be_decided_alike() -> None:
+    workload = texts(generator(lock_manager=True))["scenarios/workload.jsonl"]
+    lines = [json.loads(line) for line in workload.splitlines()]
+    timely = {(line["agent"], line["action"]) for line in lines if line.get("repeatable") is False}
+    alike = {
+        (line["agent"], line["action"]) for line in lines if line.get("repeatable", True) and not line.get("query")
+    }
+    assert timely == {("shipping", "dispatch"), ("sys_lock_manager", "acquire"), ("sys_lock_manager", "release")}
+    assert alike == {("order", "create"), ("inventory", "create"), ("inventory", "receive")}
+
+
+def test_what_leads_to_something_that_depends_on_the_time_does_so_itself() -> None:
+    found = decided_by_time(load_prd(ROOT / "tests/prds/ticketing.md"))
+    assert ("booking", "hold") in found
+    made = load_prd(DEMO)
+    assert decided_by_time(made) == {("shipping", "dispatch")}
+    order = made.agent("order")
+    upon = attrs.evolve(order.reactions[0], agent="inventory", event="created", command="confirm")
+    timely = attrs.evolve(order.command("confirm"), effects=made.agent("shipping").command("dispatch").effects)
+    commands = tuple(timely if command.name == "confirm" else command for command in order.commands)
+    changed = attrs.evolve(order, reactions=(upon,), commands=commands)
+    agents = tuple(changed if agent.name == "order" else agent for agent in made.agents)
+    assert ("inventory", "create") in decided_by_time(attrs.evolve(made, agents=agents))
