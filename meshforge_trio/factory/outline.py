@@ -209,8 +209,9 @@ class _Reader:
         places = []
         for i, text in enumerate(inline.content.split("\n")):
             number = inline.map[0] + i
-            column = self._lines[number].find(text.strip()) if number < len(self._lines) else 0
-            places.append(Position(number + 1, max(column, 0) + 1))
+            # What is indented deeper than its block keeps the rest of its indentation.
+            indented = len(text) - len(text.lstrip())
+            places.append(Position(number + 1, self._lines[number].find(text.strip()) - indented + 1))
         return Phrase(inline.content, tuple(_words(inline, tuple(places))), tuple(places))
 
     def _start_of(self, token: Token) -> Position:

@@ -208,7 +208,8 @@ def _message(message: Message) -> str:
 
 def _start(field: Field) -> str:
     """What a field of a state starts as; an id that nothing has yet cannot be written."""
-    return "" if field.start == "" else f"`{_literal(field.start, field.kind)}`"
+    nothing_yet = field.kind.name in ("id", "text") and field.start == ""
+    return "" if nothing_yet else f"`{_literal(field.start, field.kind)}`"
 
 
 def _literal(value: Any, kind: Kind) -> str:

@@ -271,3 +271,8 @@ def test_two_circles_are_two_problems() -> None:
         "this may never end: order.confirm → inventory.reserve → order.confirm",
         "this may never end: inventory.receive → shipping.dispatch → inventory.receive",
     ]
+
+
+def test_a_name_that_is_missing_in_two_places_is_missing_once() -> None:
+    spoiled = DEMO.replace("- sets `sku`, `quantity`\n", "- `sku` becomes `skuu`\n- `quantity` becomes `len(skuu)`\n")
+    assert [problem.what for problem in problems_of(spoiled)] == ["unknown name 'skuu' of event shipping.prepared"]

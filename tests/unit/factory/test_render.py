@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import attrs
 import pytest
 from hypothesis import HealthCheck, given, settings
 from prds_strategy import prds
 
-from meshforge_trio.factory.model import Prd
+from meshforge_trio.factory.model import Field, Kind, Prd
 from meshforge_trio.factory.prd import load_prd, read_prd
 from meshforge_trio.factory.render import render
 
@@ -26,6 +27,14 @@ def test_a_prd_is_read_rendered_and_read_as_the_same(path: Path) -> None:
     assert len(prd.invariants) >= 3
     assert len(prd.examples) >= 2
     assert read_prd(render(prd)) == prd
+
+
+def test_an_optional_text_may_start_as_an_empty_one() -> None:
+    prd = load_prd(ROOT / "tests/prds/appointments.md")
+    note = Field("note", Kind("optional", item=Kind("text")), start="")
+    slot = attrs.evolve(prd.agents[0], state=(*prd.agents[0].state, note))
+    prd = attrs.evolve(prd, agents=(slot, *prd.agents[1:]))
+    assert read_prd(render(prd)).agents[0].state[-1] == note
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
