@@ -248,12 +248,13 @@ def _over_all(prd: Prd, invariant: Invariant, function: str) -> tuple[str, list[
 def _function(prd: Prd, invariant: Invariant, name: str) -> str:
     """What an invariant says of all states together; or the value that it speaks of."""
     body = ""
+    states = Names(agent.name for agent in prd.agents).give("states", "all_states")
     for agent in sorted(_agents_of(prd, invariant)):
         kind = f"Collection[agents.{agent}.{name_module(prd.agent(agent)).state}]"
-        body += f"    {agent}: {kind} = states[{literal(agent)}].values()\n"
+        body += f"    {agent}: {kind} = {states}[{literal(agent)}].values()\n"
     result = "bool" if invariant.claim == "always" else "Number"
     about = docstring(_words(invariant), 4)
-    return f"def {name}(states: States) -> {result}:\n{about}{body}{returned(formula(invariant.expression))}"
+    return f"def {name}({states}: States) -> {result}:\n{about}{body}{returned(formula(invariant.expression))}"
 
 
 def _brings(command: Command) -> bool:
