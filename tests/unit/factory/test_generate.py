@@ -55,11 +55,27 @@ def workspaces(tmp_path_factory: pytest.TempPathFactory) -> Path:
             generator(path, profile).write(home / profile / path.stem)
     generator(DEMO, "local", lock_manager=True, security="signed", telemetry=True).write(home / "toggles/on")
     generator(DEMO, "cluster", lock_manager=False, security="strict", dead_letters=False).write(home / "toggles/off")
+    generator(in_odd_words(home), "cluster").write(home / "words/odd")
     return home
 
 
+def in_odd_words(home: Path) -> Path:
+    """The demo, written by somebody who likes quotes, brackets and bars."""
+    text = DEMO.read_text()
+    for plain, odd in (
+        ("# Order, inventory and shipping", '# The "shop" of O\'Neil {{ x }} "'),
+        ("A small shop.", 'A """shop""" with \\n {% x %} {{ y }} | bars.'),
+        ("An order of one customer for one thing.", 'An """order""" of \\d one customer | for "one thing"'),
+        ("order {id} is {status}", "order '{id}' is \"{status}\", \\ so to speak"),
+    ):
+        assert plain in text
+        text = text.replace(plain, odd)
+    (home / "odd.md").write_text(text)
+    return home / "odd.md"
+
+
 def test_every_workspace_is_formatted_and_has_no_findings(workspaces: Path) -> None:
-    assert len(list(workspaces.glob("*/*/agents/__init__.py"))) == len(PRDS) * len(PROFILES) + 2
+    assert len(list(workspaces.glob("*/*/agents/__init__.py"))) == len(PRDS) * len(PROFILES) + 3
     for check in (("format", "--check"), ("check",)):
         done = run("ruff", *check, "--no-cache", workspaces)
         assert done.returncode == 0, done.stdout + done.stderr
