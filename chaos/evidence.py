@@ -43,7 +43,8 @@ class Sent:
 
     `outcome` is `ok` (the PubAck came), `unknown` or `failed`. `query` says that it only reads; `expect` names the
     outcomes its key may have, if the workload knows. `phase` is `main`, or `after`: sent when the last fault has
-    healed. `repeatable` says that deciding it again on the same state gives the same events. `at` is where it is sent,
+    healed. `repeatable` says that deciding it, and what follows from
+    it, again on the same state gives the same events. `at` is where it is sent,
     if that is not where its envelope says: a trespass. `key` and `digest` are what the store should know it by.
     """
 

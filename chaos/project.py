@@ -7,6 +7,7 @@
     unreached = { before_hold = "no handler of ours raises" }
     regressions = ["worker#1:after_store@2=kill"]    # plans that once broke something, run first
     kills_min = 40                             # with fewer kills the gate is inconclusive
+    invariants = "scenarios.invariants:INVARIANTS"   # checkers of your own, judged on every run of the sweeps
 
 A workload is one JSON object a line:
 
@@ -19,7 +20,9 @@ work again.
 
 from __future__ import annotations
 
+import importlib
 import shlex
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +32,7 @@ import attrs
 import orjson
 
 from chaos.builtin import CRASH_MATRIX
+from chaos.checkers import Checker
 from chaos.evidence import Sent
 from chaos.scenario import Scenario
 from chaos.workload import command
@@ -69,6 +73,7 @@ class Project:
     unreached: Mapping[str, str] = attrs.field(factory=dict)
     regressions: Sequence[str] = ()
     kills_min: int | None = None
+    invariants: Sequence[Checker] = ()
 
 
 def load_project(folder: Path) -> Project:
@@ -103,6 +108,7 @@ def load_project(folder: Path) -> Project:
     if kills_min is not None and (type(kills_min) is not int or kills_min < 1):
         raise ProjectError(f"{where} kills_min must be a number, 1 or more")
     workload = table.get("workload")
+    checkers = table.get("invariants")
     return Project(
         table.get("app"),
         None if workload is None else folder / workload,
@@ -110,15 +116,35 @@ def load_project(folder: Path) -> Project:
         unreached,
         tuple(regressions),
         kills_min,
+        () if checkers is None else _checkers(checkers, folder, f"{where} invariants"),
     )
+
+
+def _checkers(spec: object, folder: Path, where: str) -> Sequence[Checker]:
+    """The checkers that `module:attr` names; the project's folder is searched first."""
+    module, _, attribute = spec.partition(":") if isinstance(spec, str) else ("", "", "")
+    if not module or not attribute:
+        raise ProjectError(f"{where} must be <module>:<attribute>")
+    here = str(folder.resolve())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:
+        raise ProjectError(f"{where}: {spec} cannot be imported: {type(error).__name__}: {error}") from error
+    if not isinstance(found, list | tuple) or not all(isinstance(each, Checker) for each in found):
+        raise ProjectError(f"{where}: {spec} must be a list of chaos.checkers.Checker")
+    return tuple(found)
 
 
 def _names() -> str:
     return ", ".join(field.name for field in attrs.fields(Project))
 
 
-def app_scenario(app: str, workload: Path) -> Scenario:
+def app_scenario(app: str, workload: Path, invariants: Sequence[Checker] = ()) -> Scenario:
     """Anybody's agents, killed at every hit of every point while they work on the commands of a file.
+
+    `invariants` are judged beside the guarantees.
 
     Raises:
         ProjectError: the workload cannot be read.
@@ -131,6 +157,7 @@ def app_scenario(app: str, workload: Path) -> Scenario:
         app=app,
         workload=lambda seed: sent,
         workspaces=tuple(dict.fromkeys(f"{each.scope.tenant}/{each.scope.workspace}" for each in sent)),
+        invariants=invariants,
         source=f"--app {shlex.quote(app)} --workload {shlex.quote(str(workload))}",
     )
 

@@ -222,6 +222,8 @@ class Agent(AgentAdapter[S]):
         def structure(value: Any) -> Any:
             try:
                 return hook(value, kind)
+            except Refused:
+                raise  # a guard of the class has said what is wrong
             except Exception as error:
                 raise self._bad_payload(value, kind, error) from error
 

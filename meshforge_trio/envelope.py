@@ -21,6 +21,7 @@ import orjson
 from cattrs.preconf.orjson import make_converter
 
 from meshforge_trio.errors import Poison
+from meshforge_trio.exact import add_exact_hooks
 from meshforge_trio.subjects import check_token
 
 __all__ = [
@@ -122,15 +123,6 @@ class EventEnvelope:
     schema_version: int = 1
 
 
-def _strict(kind: type) -> Callable[[Any, Any], Any]:
-    def structure(value: Any, _: Any) -> Any:
-        if type(value) is kind:
-            return value
-        raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
-
-    return structure
-
-
 def _strict_float(value: Any, _: Any) -> float:
     if type(value) is float:
         return value
@@ -143,11 +135,11 @@ def _strict_float(value: Any, _: Any) -> float:
 def converter(*, detailed: bool = False, forbid_extra_keys: bool = True) -> cattrs.Converter:
     """A cattrs converter that never coerces and, unless told otherwise, refuses unknown fields.
 
+    `decimal.Decimal` is a string on the wire, as `"12.50"`: JSON libraries disagree about numbers with a point.
     `detailed` collects every error with its path; without it the first one is raised, faster.
     """
     made = make_converter(forbid_extra_keys=forbid_extra_keys, detailed_validation=detailed)
-    for kind in (str, int, bool):
-        made.register_structure_hook(kind, _strict(kind))
+    add_exact_hooks(made)
     made.register_structure_hook(float, _strict_float)
 
     def sorted_list(values: AbstractSet[Any]) -> list[Any]:

@@ -9,6 +9,8 @@ imports are written: what is not connected needs no rules. Within an account thr
     operator    a client that may: redrives, discards, looks
 
 Users log in with nkeys (ed25519): the file holds public keys only, and each seed lies in a file of its own, mode 0600.
+
+A plan with nodes is one of a cluster: each server gets a file of its own, with the same accounts and keys.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,17 +29,22 @@ import nkeys
 
 from meshforge_trio.errors import Misconfigured
 from meshforge_trio.locks import EXPIRE
+from meshforge_trio.signing import Signer
 from meshforge_trio.subjects import COMMANDS, DELIVER, DISCARD, EVENTS, FAILED, REDRIVE, is_token
 
 __all__ = [
     "ROLES",
+    "Node",
     "Role",
     "ServerPlan",
     "Tls",
     "accounts",
+    "config_file",
     "inbox_prefix",
+    "parse_node",
     "render",
     "seed_file",
+    "signing_entries",
     "tenant_settings",
     "tenants_file",
     "write",
@@ -47,9 +55,11 @@ ROLES: Final[Sequence[Role]] = ("runtime", "client", "operator")
 
 #: Hosts that mean every address of a machine, so none that could be dialled.
 _EVERYWHERE: Final = frozenset({"0.0.0.0", "::", "[::]", ""})  # noqa: S104  (nothing is bound here)
+_HERE: Final = "127.0.0.1:"
 _DIRECTORY_MODE: Final = 0o700
 _SEED_MODE: Final = 0o600
 #: Actions that no client may send, whatever principal it claims.
+_NODE: Final = re.compile(r"(?P<name>[^=,]+)=(?P<listen>[^=,\s]+:\d+),(?P<route>[^=,\s]+:\d+)")
 _SYSTEM_ACTIONS: Final = (REDRIVE, DISCARD, DELIVER, EXPIRE)
 
 
@@ -64,8 +74,21 @@ class Tls:
 
 
 @attrs.frozen
+class Node:
+    """One server of a cluster: where clients reach it (`listen`) and other servers (`route`), each `host:port`."""
+
+    name: str
+    listen: str
+    route: str
+
+
+@attrs.frozen
 class ServerPlan:
-    """What the configuration is to say. Sizes in bytes, per tenant; `listen` is `host:port`."""
+    """What the configuration is to say. Sizes in bytes, per tenant; `listen` and `monitor` are `host:port`.
+
+    With `nodes` there is a server for each of them, in the cluster of that name; `listen` is theirs then, and each
+    keeps its streams in a directory of its own below `store_dir`.
+    """
 
     tenants: Sequence[str]
     listen: str = "127.0.0.1:4222"
@@ -75,6 +98,9 @@ class ServerPlan:
     max_payload: int = 1 << 20
     sync_always: bool = True
     tls: Tls | None = None
+    monitor: str | None = None
+    cluster: str = "meshforge"
+    nodes: Sequence[Node] = ()
 
     def __attrs_post_init__(self) -> None:
         if not self.tenants:
@@ -86,6 +112,23 @@ class ServerPlan:
             raise Misconfigured(f"a tenant is named twice: {', '.join(self.tenants)}")
         if self.tls is not None and self.tls.verify and self.tls.ca is None:
             raise Misconfigured("clients are to be asked for certificates, and no authority is named: --tls-ca")
+        for name in (self.cluster, *(node.name for node in self.nodes)):
+            if not is_token(name):
+                raise Misconfigured(f"{name!r:.100} is no name of a cluster or node: 1 to 64 of A-Z a-z 0-9 _ -")
+        if len({node.name for node in self.nodes}) != len(self.nodes):
+            raise Misconfigured(f"a node is named twice: {', '.join(node.name for node in self.nodes)}")
+
+
+def parse_node(text: str) -> Node:
+    """`NAME=HOST:PORT,HOST:PORT`: where clients reach a server, and where the other servers do.
+
+    Raises:
+        Misconfigured: it is no such text.
+    """
+    found = _NODE.fullmatch(text)
+    if found is None:
+        raise Misconfigured(f"node {text!r:.200} is not NAME=HOST:PORT,HOST:PORT, as nats-1=0.0.0.0:4222,nats-1:6222")
+    return Node(found["name"], found["listen"], found["route"])
 
 
 def inbox_prefix(tenant: str, role: Role) -> str:
@@ -93,23 +136,41 @@ def inbox_prefix(tenant: str, role: Role) -> str:
     return f"_INBOX_{tenant}_{role}"
 
 
-def render(plan: ServerPlan, public_keys: dict[tuple[str, Role], str]) -> str:
-    """The whole file."""
+def render(plan: ServerPlan, public_keys: dict[tuple[str, Role], str], node: Node | None = None) -> str:
+    """The whole file, of that node if the plan has any."""
+    store_dir = plan.store_dir if node is None else plan.store_dir / node.name
     sync = "  # A PubAck is sent when the message is on disk: it survives the loss of power.\n  sync_interval: always\n"
     parts = [
         "# Written by `meshforge nats-config`, which keeps the keys when it is run again.\n",
-        f"listen: {json.dumps(plan.listen)}\n",
+        f"listen: {json.dumps(plan.listen if node is None else node.listen)}\n",
+        f"http: {json.dumps(plan.monitor)}\n" if plan.monitor is not None else "",
         f"max_payload: {plan.max_payload}\n",
         "jetstream {\n",
-        f"  store_dir: {json.dumps(str(plan.store_dir))}\n",
+        f"  store_dir: {json.dumps(str(store_dir))}\n",
         f"  max_file_store: {plan.file_bytes * len(plan.tenants)}\n",
         f"  max_memory_store: {16 << 20}\n",
         sync if plan.sync_always else "",
         "}\n",
         _tls(plan.tls),
+        "" if node is None else _routes(plan, node),
         accounts(plan, public_keys),
     ]
     return "".join(parts)
+
+
+def _routes(plan: ServerPlan, node: Node) -> str:
+    """Who it is in the cluster, and how it finds the others; a route to itself is one the server knows to leave."""
+    port = node.route.rpartition(":")[2]
+    host = "127.0.0.1" if node.route.startswith("127.") else "0.0.0.0"  # noqa: S104
+    routes = json.dumps([f"nats://{other.route}" for other in plan.nodes])
+    return (
+        f"server_name: {json.dumps(node.name)}\n"
+        "cluster {\n"
+        f"  name: {json.dumps(plan.cluster)}\n"
+        f"  listen: {json.dumps(f'{host}:{port}')}\n"
+        f"  routes: {routes}\n"
+        "}\n"
+    )
 
 
 def accounts(plan: ServerPlan, public_keys: dict[tuple[str, Role], str]) -> str:
@@ -185,11 +246,17 @@ def tenants_file(directory: Path) -> Path:
     return directory / "tenants.toml"
 
 
+def _reached(listen: str, known_as: str) -> str:
+    """Where clients find who listens there; one that listens everywhere is known by another address."""
+    host, _, port = listen.rpartition(":")
+    return f"{known_as.rpartition(':')[0] if host in _EVERYWHERE else host}:{port}"
+
+
 def tenant_settings(directory: Path, plan: ServerPlan) -> str:
     """A section of meshforge.toml for each tenant: where its runtime logs in, as whom, and its own store."""
-    host, _, port = plan.listen.rpartition(":")
     scheme = "nats" if plan.tls is None else "tls"
-    url = f"{scheme}://{'127.0.0.1' if host in _EVERYWHERE else host}:{port}"
+    servers = [_reached(node.listen, node.route) for node in plan.nodes] or [_reached(plan.listen, _HERE)]
+    url = ",".join(f"{scheme}://{server}" for server in servers)
     parts = [
         "# Written by `meshforge nats-config`, for the end of meshforge.toml. Its `workspaces` name the tenants:\n",
         f"# workspaces = {json.dumps([f'{tenant}/<workspace>' for tenant in plan.tenants])}\n",
@@ -210,8 +277,28 @@ def tenant_settings(directory: Path, plan: ServerPlan) -> str:
     return "".join(parts)
 
 
+def signing_entries(directory: Path, tenant: str) -> Sequence[str]:
+    """Lines for the setting `signing_keys`: whose commands the keys in `directory` may sign, as their roles say.
+
+    Raises:
+        Misconfigured: a seed is missing, or is none.
+    """
+    principals: dict[Role, str] = {"client": "user:*", "operator": "system:*", "runtime": "*:*"}
+    return [
+        f"{tenant} {who} {Signer.from_file(seed_file(directory, tenant, role)).public_key}"
+        for role, who in principals.items()
+    ]
+
+
+def config_file(directory: Path, node: Node | None = None) -> Path:
+    """Where the configuration lies: of the only server, or of a node."""
+    return directory / f"{'nats-server' if node is None else node.name}.conf"
+
+
 def write(directory: Path, plan: ServerPlan, *, rotate: Sequence[str] = ()) -> Path:
     """Write the configuration, the seeds and the tenants' settings into `directory`; return the configuration's path.
+
+    Of a cluster each node has a file, and the first one's path is returned; `config_file` tells all.
 
     Seeds that are there are kept, but for tenants in `rotate`, which get new ones. The server takes the file at its
     start or with `nats-server --signal reload`.
@@ -229,12 +316,13 @@ def write(directory: Path, plan: ServerPlan, *, rotate: Sequence[str] = ()) -> P
             for tenant in plan.tenants
             for role in ROLES
         }
-        path = directory / "nats-server.conf"
-        _replace(path, render(plan, keys).encode(), 0o644)
+        servers: Sequence[Node | None] = plan.nodes or (None,)
+        for node in servers:
+            _replace(config_file(directory, node), render(plan, keys, node).encode(), 0o644)
         _replace(tenants_file(directory), tenant_settings(directory, plan).encode(), 0o644)
     except OSError as error:
         raise Misconfigured(f"cannot write {directory}: {error}") from error
-    return path
+    return config_file(directory, servers[0])
 
 
 def _key(path: Path, *, anew: bool) -> str:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, Final
 
 from chaos.checkers.base import Checker, Finding
 from chaos.checkers.clues import Clues
-from chaos.evidence import Evidence
+from chaos.evidence import Evidence, envelope_of
 from chaos.history import Record
 from meshforge_trio.subjects import Scope
 
@@ -69,7 +69,7 @@ def _rebuilt(clues: Clues, scope: Scope, values: Sequence[str]) -> Iterator[Find
 def _decided_alike(clues: Clues) -> Iterator[Finding | int]:
     """Calls with the same command on the same state, in whatever process, and what each of them decided."""
     told: dict[tuple[Any, ...], set[str]] = defaultdict(set)
-    exempt = {(str(s.scope), s.key) for s in clues.evidence.sent if not s.repeatable}
+    exempt = _not_repeatable(clues)
     queries = {(str(s.scope), s.command.id) for s in clues.evidence.sent if s.query}
     meanings = {(str(s.scope), s.command.id): s.digest for s in clues.evidence.sent}
     for call, digest in _calls(clues.evidence.history):
@@ -83,6 +83,19 @@ def _decided_alike(clues: Clues) -> Iterator[Finding | int]:
         if len(digests) > 1:
             what = f"{action} on {entity!r} at version {version} was decided in {len(digests)} ways: {sorted(digests)}"
             yield Finding(f"{scope} key {key!r}: {what}", [key], scope)
+
+
+def _not_repeatable(clues: Clues) -> Set[tuple[str, str]]:
+    """(scope, key) of what need not be decided alike: commands that say so, and what followed from them."""
+    sent = [each for each in clues.evidence.sent if not each.repeatable]
+    roots = {each.command.id for each in sent}
+    followed = {
+        (str(scope), row.key)
+        for scope, rows in clues.by_scope.items()
+        for row in rows
+        if roots and envelope_of(row).get("correlation_id") in roots
+    }
+    return {(str(each.scope), each.key) for each in sent} | followed
 
 
 def _calls(history: Sequence[Record]) -> Iterator[tuple[Mapping[str, Any], str]]:

@@ -111,7 +111,7 @@ def target_of(project: Project) -> Target:
         base = next((script for script in scripts if script.name == _BASE), None) or find_scenario(_BASE)
         mutants, kills_min = CATALOGUE, project.kills_min
     else:
-        base = app_scenario(project.app, project.workload)
+        base = app_scenario(project.app, project.workload, project.invariants)
         mutants, kills_min = _sentinels(CATALOGUE), project.kills_min or _KILLS_MIN
     return Target(
         base,

@@ -16,7 +16,7 @@ from chaos.cli.options import Order, read_plan, run_options
 from chaos.cli.outlet import out, print_json, warn
 from chaos.cli.results import guarantee_table, summary, tell_failures
 from chaos.lab import Lab
-from chaos.project import app_scenario
+from chaos.project import app_scenario, load_project
 from chaos.scenario import Scenario, Search
 from chaos.tally import Tally
 from chaos.verdict import EXIT_CODES
@@ -55,7 +55,9 @@ def run(scenario: str | None, app: str | None, workload: Path | None, **given: A
         return execute(find_scenario(scenario), given)
     if app is None or workload is None:
         raise click.UsageError("give a SCENARIO, or both --app and --workload")
-    return execute(app_scenario(app, workload), given)
+    # What the gate judged is judged again: its replay line leads here.
+    invariants = load_project(Path.cwd()).invariants
+    return execute(app_scenario(app, workload, invariants), given)
 
 
 def execute(scenario: Scenario, given: dict[str, Any]) -> int:

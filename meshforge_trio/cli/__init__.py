@@ -43,6 +43,9 @@ _COMMANDS: Final[Mapping[str, str]] = {
     "nats": "serve:nats",
     "nats-config": "accounts:nats_config",
     "schema": "schema:schema",
+    "new": "new:new",
+    "prd": "prd:prd",
+    "generate": "generate:generate",
 }
 
 _EPILOG: Final = """\b

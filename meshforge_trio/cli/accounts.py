@@ -8,7 +8,17 @@ from typing import Any
 import click
 
 from meshforge_trio.cli.options import Common, common_options, print_json
-from meshforge_trio.nats_config import ROLES, ServerPlan, Tls, inbox_prefix, seed_file, tenants_file, write
+from meshforge_trio.nats_config import (
+    ROLES,
+    ServerPlan,
+    Tls,
+    config_file,
+    inbox_prefix,
+    parse_node,
+    seed_file,
+    tenants_file,
+    write,
+)
 from meshforge_trio.policy import ExitCode
 
 __all__ = ["nats_config"]
@@ -29,6 +39,15 @@ _FILE = click.Path(path_type=Path)
 @click.option("--tls-key", type=_FILE, metavar="FILE", help="Its key.")
 @click.option("--tls-ca", type=_FILE, metavar="FILE", help="Who signs certificates of clients.")
 @click.option("--tls-verify", is_flag=True, help="Clients need a certificate.")
+@click.option("--monitor", metavar="HOST:PORT", help="Where the monitoring port listens; none unless given.")
+@click.option(
+    "--node",
+    "nodes",
+    multiple=True,
+    metavar="NAME=HOST:PORT,HOST:PORT",
+    help="A server of a cluster: where clients reach it, and where its peers do. Once for each.",
+)
+@click.option("--cluster", default="meshforge", show_default=True, metavar="NAME", help="The cluster's name.")
 @click.option("--rotate", multiple=True, metavar="NAME", help="New keys for this tenant.")
 @common_options
 def nats_config(directory: Path, tenants: tuple[str, ...], **given: Any) -> int:
@@ -37,7 +56,8 @@ def nats_config(directory: Path, tenants: tuple[str, ...], **given: Any) -> int:
     The last one has sections for meshforge.toml: one `meshforge run` then serves these tenants, each in its account.
 
     Each tenant has an account with its own JetStream, and three users: runtime, client, operator. Run again it keeps
-    the keys; a tenant that is no longer named is no longer in the file, and its seeds stay.
+    the keys; a tenant that is no longer named is no longer in the file, and its seeds stay. With --node there is a file
+    DIRECTORY/NAME.conf for each server of a cluster, all with the same accounts.
     """
     tls = _tls(given.pop("tls_cert"), given.pop("tls_key"), given.pop("tls_ca"), given.pop("tls_verify"))
     plan = ServerPlan(
@@ -47,10 +67,14 @@ def nats_config(directory: Path, tenants: tuple[str, ...], **given: Any) -> int:
         file_bytes=given.pop("max_file"),
         sync_always=not given.pop("sync_lazy"),
         tls=tls,
+        monitor=given.pop("monitor"),
+        cluster=given.pop("cluster"),
+        nodes=tuple(parse_node(text) for text in given.pop("nodes")),
     )
     rotate = given.pop("rotate")
     common = Common.take(given, log_level="warning")
-    path = write(directory, plan, rotate=rotate)
+    write(directory, plan, rotate=rotate)
+    paths = [str(config_file(directory, node)) for node in plan.nodes or (None,)]
     users = [
         {
             "tenant": tenant,
@@ -62,9 +86,11 @@ def nats_config(directory: Path, tenants: tuple[str, ...], **given: Any) -> int:
         for role in ROLES
     ]
     if common.as_json:
-        print_json({"config": str(path), "tenants": str(tenants_file(directory)), "users": users})
+        told = {"config": paths[0], "configs": paths, "tenants": str(tenants_file(directory)), "users": users}
+        print_json(told)
         return ExitCode.OK
-    click.echo(f"{path}\n\nnats-server -c {path}\n")
+    for path in paths:
+        click.echo(f"{path}\n\nnats-server -c {path}\n")
     click.echo(f"{tenants_file(directory)}: for meshforge.toml\n\n{tenants_file(directory).read_text()}")
     for user in users:
         click.echo(f"{user['tenant']} {user['user']}:")

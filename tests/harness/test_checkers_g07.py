@@ -112,6 +112,14 @@ def decided_otherwise_for_another_payload() -> Evidence:
 
 
 @CASES.holds("G7")
+def what_follows_from_dice_may_differ_as_well() -> Evidence:
+    fields, _ = call_of(end(), "evt:counter:c1_added:k1")
+    differing = noting(end(), *called(fields, "other"))
+    sent = [attrs.evolve(each, repeatable=each.key != "k1") for each in differing.sent]
+    return attrs.evolve(differing, sent=sent)
+
+
+@CASES.holds("G7")
 def dice_may_fall_otherwise() -> Evidence:
     fields, _ = call_of(end(), "k9")
     return noting(end(), *called(fields, "other"))

@@ -24,13 +24,13 @@ PORT_METHODS_MAX = 8
 
 #: Lowest first: a module imports from its own group and those before it.
 ORDER = (
-    ("errors", "points", "ids", "masking"),
+    ("errors", "points", "ids", "masking", "exact"),
     ("subjects",),
     ("envelope", "clock"),
     ("decisions", "permissions", "signing", "codec"),
     ("keyring",),
     ("agent", "policy", "security", "broker.port", "store.port"),
-    ("checks", "config", "sites", "crud", "locks", "telemetry", "metrics", "server"),
+    ("checks", "config", "sites", "crud", "guards", "locks", "telemetry", "metrics", "server"),
     ("intake", "entities", "broker", "store", "nats_config"),
     ("waiting", "drafts", "keys", "turnstile"),
     ("plan",),
@@ -43,8 +43,9 @@ ORDER = (
     ("health", "doctor"),
     ("health_server", "backup", "verify"),
     ("runtime", "replay", "uplink", "outgoing", "answers", "feed", "lock_client", "revise"),
-    ("client", "bulkheads", "launch", "sync_client"),
+    ("client", "bulkheads", "launch", "sync_client", "stage"),
     ("workers", "takeover", "reconcile", "dead_letters", "stranded"),
+    ("factory",),
     ("cli", "__main__"),
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

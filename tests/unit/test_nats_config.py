@@ -14,9 +14,21 @@ from meshforge_trio.cli.accounts import nats_config
 from meshforge_trio.config import load_settings
 from meshforge_trio.errors import Misconfigured
 from meshforge_trio.launch import connect_options
-from meshforge_trio.nats_config import ROLES, ServerPlan, Tls, inbox_prefix, seed_file, tenants_file, write
+from meshforge_trio.nats_config import (
+    ROLES,
+    Node,
+    ServerPlan,
+    Tls,
+    config_file,
+    inbox_prefix,
+    parse_node,
+    seed_file,
+    signing_entries,
+    tenants_file,
+    write,
+)
 from meshforge_trio.server import find_binary
-from meshforge_trio.signing import Signer
+from meshforge_trio.signing import Signer, parse_key
 
 
 def public_keys(directory: Path, *tenants: str) -> dict[tuple[str, str], str]:
@@ -128,3 +140,76 @@ def test_half_of_tls_is_wrong_usage(tmp_path: Path, options: list[str]) -> None:
     run = CliRunner().invoke(nats_config, [str(tmp_path), "--tenant", "acme", *options])
     assert run.exit_code == 2
     assert "--tls-" in run.output
+
+
+# -- clusters --------------------------------------------------------------------------------------------------
+
+NODES = (Node("n1", "127.0.0.1:4222", "127.0.0.1:6222"), Node("n2", "0.0.0.0:4222", "n2:6222"))
+
+
+def test_a_cluster_has_a_file_for_each_node_and_the_same_keys_in_all(tmp_path: Path) -> None:
+    plan = ServerPlan(["acme"], store_dir=tmp_path / "js", nodes=NODES, cluster="shop", monitor="127.0.0.1:8222")
+    assert write(tmp_path / "conf", plan) == config_file(tmp_path / "conf", NODES[0])
+    for node in NODES:
+        path = config_file(tmp_path / "conf", node)
+        tried = subprocess.run(
+            [find_binary(), "-t", "-c", path], capture_output=True, text=True, timeout=30, check=False
+        )
+        assert tried.returncode == 0, tried.stderr
+        text = path.read_text()
+        assert all(key in text for key in public_keys(tmp_path / "conf", "acme").values())
+        assert f'listen: "{node.listen}"' in text
+        assert f'server_name: "{node.name}"' in text
+        assert f'store_dir: "{tmp_path / "js" / node.name}"' in text
+        assert 'routes: ["nats://127.0.0.1:6222", "nats://n2:6222"]' in text
+        assert 'http: "127.0.0.1:8222"' in text
+    told = load_settings(tenants_file(tmp_path / "conf"), environ={}, flags={"workspaces": ("acme/w",)})
+    assert told.of_tenant("acme").url == "nats://127.0.0.1:4222,nats://n2:4222"
+    assert 'listen: "127.0.0.1:6222"' in config_file(tmp_path / "conf", NODES[0]).read_text()
+    assert 'listen: "0.0.0.0:6222"' in config_file(tmp_path / "conf", NODES[1]).read_text()
+
+
+def test_a_node_as_the_command_line_has_it() -> None:
+    assert parse_node("n2=0.0.0.0:4222,n2:6222") == NODES[1]
+    for wrong in ("n2", "n2=0.0.0.0:4222", "n2=a,b", "=a:1,b:2", "n2=a:1,b:2,c:3"):
+        with pytest.raises(Misconfigured, match="is not NAME=HOST:PORT,HOST:PORT"):
+            parse_node(wrong)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cluster", "said"),
+    [
+        ((NODES[0], NODES[0]), "shop", "named twice"),
+        ((Node("a b", "h:1", "h:2"),), "shop", "'a b'"),
+        ((), "a b", "'a b'"),
+    ],
+    ids=["twice", "name", "cluster"],
+)
+def test_wrong_nodes_are_told(nodes: tuple[Node, ...], cluster: str, said: str) -> None:
+    with pytest.raises(Misconfigured, match=said):
+        ServerPlan(["acme"], nodes=nodes, cluster=cluster)
+
+
+def test_a_single_server_is_in_no_cluster(tmp_path: Path) -> None:
+    text = write(tmp_path, ServerPlan(["acme"])).read_text()
+    assert "cluster" not in text
+    assert "http" not in text
+
+
+def test_each_role_signs_for_its_own_principals(tmp_path: Path) -> None:
+    write(tmp_path, ServerPlan(["acme"]))
+    keys = public_keys(tmp_path, "acme")
+    entries = [parse_key(text) for text in signing_entries(tmp_path, "acme")]
+    assert [(entry.kind, entry.who, entry.public_key) for entry in entries] == [
+        ("user", "*", keys["acme", "client"]),
+        ("system", "*", keys["acme", "operator"]),
+        ("*", "*", keys["acme", "runtime"]),
+    ]
+    with pytest.raises(Misconfigured, match="signing seed"):
+        signing_entries(tmp_path, "zeta")
+
+
+def test_the_command_writes_a_cluster(tmp_path: Path) -> None:
+    nodes = ["--node", "n1=127.0.0.1:4222,127.0.0.1:6222", "--node", "n2=0.0.0.0:4222,n2:6222"]
+    done = CliRunner().invoke(nats_config, [str(tmp_path), "--tenant", "acme", *nodes, "--json"], standalone_mode=False)
+    assert orjson.loads(done.output)["configs"] == [str(tmp_path / "n1.conf"), str(tmp_path / "n2.conf")]

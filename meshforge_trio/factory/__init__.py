@@ -1,0 +1,1 @@
+"""From a PRD, a Markdown document of a product person, to a workspace of agents."""
