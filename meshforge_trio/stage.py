@@ -6,8 +6,11 @@
     assert stage.state("inventory", "lamp").stock == 11
 
 No broker, no store, no time that passes: what one command leads to has happened when `send` returns, in the order in
-which it was decided. It is for tests of what agents decide. What becomes of that when processes die is no matter of a
-stage; `chaos` is for that.
+which it was decided: what an agent sends before what others make of its events. Over a broker the two have no order,
+and an app whose outcome depends on it has no certain one.
+
+It is for tests of what agents decide. What becomes of that when processes die is no matter of a stage; `chaos` is for
+that.
 """
 
 from __future__ import annotations
@@ -151,10 +154,10 @@ class Stage:
         assert isinstance(decision, Decision)  # what decides at once returns nothing else
         answers = [Happened(name, decision.reply.name, entity, decision.reply.payload)] if decision.reply else []
         followers: list[tuple[str, CommandEnvelope | EventEnvelope]] = []
+        followers += [(send.agent, self._sent(send)) for send in decision.commands]
         for event in decision.events:
             answers.append(self._happen(agent, place, event))
             followers += self._listeners(name, entity, event)
-        followers += [(send.agent, self._sent(send)) for send in decision.commands]
         return answers, followers
 
     def _agent(self, name: str) -> AgentAdapter[Any]:

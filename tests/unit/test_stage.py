@@ -113,6 +113,32 @@ def test_what_comes_first_is_decided_first() -> None:
     assert told == [("taken", 1), ("taken", 2), ("noted", 1), ("noted", 3)]
 
 
+def test_what_is_sent_is_decided_before_what_others_hear() -> None:
+    first: Agent[int] = Agent("first", state=int, initial=int)
+
+    @first.command("go")
+    def go(state: int, payload: dict[str, Any], ctx: Context) -> list[Event | Send]:
+        return [Event("gone"), Send("item", "take", {"count": 1}, entity_id="lamp")]
+
+    @first.event("gone")
+    def gone(state: int, event: dict[str, Any]) -> int:
+        return 1
+
+    second: Agent[int] = Agent("second", state=int, initial=int)
+
+    @second.on("first", "gone")
+    def heard(state: int, payload: dict[str, Any], ctx: Context) -> Event:
+        return Event("heard")
+
+    @second.event("heard")
+    def noticed(state: int, event: dict[str, Any]) -> int:
+        return 1
+
+    stage = Stage(App([first, second, item]))
+    stage.send("first", "go", entity="f")
+    assert [event.name for event in stage.events] == ["gone", "taken", "heard"]
+
+
 def test_a_refusal_is_an_answer_and_changes_nothing() -> None:
     stage = Stage(APP)
     told = stage.send("item", "take", {"count": 9}, entity="lamp")
