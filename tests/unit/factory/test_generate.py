@@ -77,7 +77,7 @@ def in_odd_words(home: Path) -> Path:
 def test_every_workspace_is_formatted_and_has_no_findings(workspaces: Path) -> None:
     assert len(list(workspaces.glob("*/*/agents/__init__.py"))) == len(PRDS) * len(PROFILES) + 3
     for check in (("format", "--check"), ("check",)):
-        done = run("ruff", *check, "--no-cache", workspaces)
+        done = run(sys.executable, "-m", "ruff", *check, "--no-cache", workspaces)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
