@@ -81,4 +81,6 @@ def _resolved(text: str, problems: Problems) -> Prd:
         for column, letter in enumerate(line, 1):
             if not (letter.isprintable() or letter == "\t"):
                 problems.add(Position(number, column), f"the character {letter!r} is not text", "remove it")
+    # Markdown would put another character into its place, and what is there could not be found again.
+    text = text.replace("\0", "\ufffd")
     return resolve(declare(read_outline(text, problems), problems), problems)

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from meshforge_trio.cli import cli
+from meshforge_trio.cli.prd import prd
 
 DEMO = Path(__file__).parents[3] / "examples/multi_agent_demo_prd.md"
 
 
 def call(*arguments: str) -> Any:
-    return cli.main(["prd", "check", *arguments], prog_name="meshforge", standalone_mode=False)
+    # Not by way of `cli`: that sets logging up for the whole process.
+    return prd.main(["check", *arguments], prog_name="meshforge prd", standalone_mode=False)
 
 
 def spoiled(folder: Path) -> Path:

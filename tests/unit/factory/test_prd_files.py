@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from meshforge_trio.factory.prd import BYTES_MAX, load_prd, read_prd
@@ -75,6 +75,7 @@ def _within(text: str, error: PrdError) -> None:
 
 
 @settings(max_examples=200, deadline=None)
+@example("#\0")
 @given(st.text(max_size=200))
 def test_any_text_is_refused_with_places_in_it(text: str) -> None:
     with pytest.raises(PrdError) as caught:
