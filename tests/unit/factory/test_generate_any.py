@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from generated import DEMO
+from generated import DEMO, PRDS
 from hypothesis import HealthCheck, Phase, given, settings
 from prds_strategy import prds
 
@@ -69,6 +69,17 @@ def test_any_prd_gives_agents_that_decide_its_examples(prd: Prd) -> None:
             tests = runpy.run_path(str(home / "tests/test_acceptance.py"))
             played = [test() for name, test in tests.items() if name.startswith("test_")]
         assert len(played) == len(prd.examples)
+
+
+@pytest.mark.parametrize("path", PRDS, ids=lambda path: path.stem)
+def test_every_prd_that_is_there_decides_its_examples(path: Path, tmp_path: Path) -> None:
+    prd = load_prd(path)
+    home = generated(prd, tmp_path)
+    assert home is not None
+    with importing(home):
+        tests = runpy.run_path(str(home / "tests/test_acceptance.py"))
+        played = [test() for name, test in tests.items() if name.startswith("test_")]
+    assert len(played) == len(prd.examples)
 
 
 def test_an_agent_that_decides_otherwise_is_found_out(tmp_path: Path) -> None:
