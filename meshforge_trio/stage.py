@@ -20,9 +20,10 @@ from decimal import Decimal
 from typing import Any, Final
 
 import attrs
+import orjson
 
 from meshforge_trio.agent import AgentAdapter, Context, Decision, Event, Send, Subscription
-from meshforge_trio.envelope import CommandEnvelope, EventEnvelope, JsonObject, SecurityContext
+from meshforge_trio.envelope import CommandEnvelope, EventEnvelope, JsonObject, SecurityContext, canonical
 from meshforge_trio.errors import Misconfigured, Refused
 from meshforge_trio.runtime import App
 
@@ -127,7 +128,7 @@ class Stage:
             workspace=self._workspace,
             agent=agent,
             action=action,
-            payload=payload,
+            payload=_carried(payload),
             entity_id=entity,
             expected_version=expected_version,
             idempotency_key=f"k{self._count}",
@@ -155,7 +156,7 @@ class Stage:
         answers = [Happened(name, decision.reply.name, entity, decision.reply.payload)] if decision.reply else []
         followers: list[tuple[str, CommandEnvelope | EventEnvelope]] = []
         followers += [(send.agent, self._sent(send)) for send in decision.commands]
-        for event in decision.events:
+        for event in [Event(each.name, _carried(each.payload)) for each in decision.events]:
             answers.append(self._happen(agent, place, event))
             followers += self._listeners(name, entity, event)
         return answers, followers
@@ -192,6 +193,12 @@ class Stage:
 
     def _sent(self, send: Send) -> CommandEnvelope:
         return self._command(send.agent, send.action, send.payload, send.entity_id, send.expected_version)
+
+
+def _carried(payload: JsonObject) -> JsonObject:
+    """What arrives of it at the other end: JSON knows lists and no tuples."""
+    arrived: JsonObject = orjson.loads(canonical(payload))
+    return arrived
 
 
 def _same(told: Any, value: Any) -> bool:

@@ -29,6 +29,11 @@ class Take:
 
 
 @attrs.frozen
+class Names:
+    names: tuple[str, ...]
+
+
+@attrs.frozen
 class Taken:
     count: int
     at: float
@@ -137,6 +142,28 @@ def test_what_is_sent_is_decided_before_what_others_hear() -> None:
     stage = Stage(App([first, second, item]))
     stage.send("first", "go", entity="f")
     assert [event.name for event in stage.events] == ["gone", "taken", "heard"]
+
+
+def test_what_is_sent_arrives_as_json_carries_it() -> None:
+    lister: Agent[int] = Agent("lister", state=int, initial=int)
+
+    @lister.command("pass_on")
+    def pass_on(state: int, payload: Names, ctx: Context) -> list[Event | Send]:
+        return [Event("listed", {"names": payload.names}), Send("lister", "keep", {"names": payload.names})]
+
+    @lister.command("keep")
+    def keep(state: int, payload: Names, ctx: Context) -> Event:
+        return Event("kept", {"names": payload.names})
+
+    @lister.event("listed")
+    @lister.event("kept")
+    def count(state: int, payload: dict[str, Any]) -> int:
+        assert isinstance(payload["names"], list)
+        return state + 1
+
+    stage = Stage(App([lister]))
+    assert stage.send("lister", "pass_on", {"names": ("a", "b")}).name == "listed"
+    assert stage.happened("lister", "kept", names=["a", "b"])
 
 
 def test_a_refusal_is_an_answer_and_changes_nothing() -> None:
