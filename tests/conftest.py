@@ -9,6 +9,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import structlog
 
 from chaos.lab import Lab, open_lab
 from chaos.zygote import Zygote, open_zygote
@@ -22,6 +23,13 @@ hypothesis.settings.load_profile("meshforge")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started by a shell in the background: what the tests start would inherit that and be deaf to their interrupts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Commands that are called in this process set logging up for all of it, debug lines left out."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

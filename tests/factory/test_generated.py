@@ -163,7 +163,7 @@ def test_every_prd_gives_a_workspace_that_is_typed_and_runs(stranger: Stranger, 
     home = stranger.workspace(prd)
     typed = stranger.run(
         *(sys.executable, "-m", "mypy", "--python-executable", stranger.bin / "python"),
-        *("--cache-dir", stranger.home / "mypy" / prd.stem),
+        *("--cache-dir", stranger.home / "mypy"),
         cwd=home,
     )
     assert typed.returncode == 0, typed.stdout

@@ -47,6 +47,8 @@ async def test_a_store_that_is_locked_under_a_worker_is_waited_for(
         worker = await stage.served()
         await stage.decided(adds(1, 3))
         other = apsw.Connection(str(world.store))
+        # The worker may be writing a mark just now.
+        other.set_busy_timeout(10_000)
         other.execute("BEGIN IMMEDIATE")
         meanwhile = adds(4, 9)
         stage.sent += meanwhile
