@@ -29,8 +29,8 @@ __all__ = ["SURVIVOR", "SoakWorld"]
 SURVIVOR: Final = 1
 _DOWN_S: Final = 0.3
 _KILLED: Final = -9
-#: How a worker may end that was told to: drained, or not in time while the server was away.
-_TOLD_TO_END: Final = (0, 1)
+#: How a worker may end that was told to: drained; not in time while the server was away; just forked, and deaf yet.
+_TOLD_TO_END: Final = (0, 1, -signal.SIGTERM)
 
 
 class SoakWorld(ProcessWorld):
