@@ -109,7 +109,7 @@ class RuntimeEngine:
         self._signer = signer
         self._recoveries = recoveries if recoveries is not None else trio.CapacityLimiter(1)
         turnstile = turnstile if turnstile is not None else Turnstile()
-        self._seat = turnstile.seat(store.place, awaiting=adapter.concurrent)
+        self._seat = turnstile.seat(store.place, scope.tenant, awaiting=adapter.concurrent)
         self._codecs = codecs
         self._last_epoch = -1
         self._suspected = _Suspicion()

@@ -1,10 +1,11 @@
 """How the scopes of one process share it: whose turn is next, and how much it may be.
 
-One thread decides for every scope of a process, and a store has one writer. While a scope is alone it takes whole
-batches. As soon as another one has had a turn lately, each takes slices: as many commands as it decides in about half
-a millisecond, or in a fraction of what a turn takes besides, so that a slow disk leaves slow handlers more than one at
-a time. Where turns on a store meet, the scope whose last turn is longest ago goes first: before its own turn it waits
-for one of each other scope at most, and whoever sends little hardly waits for whoever sends much.
+One thread decides for every scope of a process, and a store has one writer. While a tenant is alone its scopes take
+whole batches. As soon as one of another tenant has had a turn lately, each takes slices: as many commands as it
+decides in about half a millisecond, or in a fraction of what a turn takes besides, so that a slow disk leaves slow
+handlers more than one at a time. Where turns on a store meet, the scope whose last turn is longest ago goes first:
+before its own turn it waits for one of each other scope at most, and whoever sends little hardly waits for whoever
+sends much.
 
 A scope without commands costs nothing here: only those that had a turn within `LATELY_S` are remembered.
 """
@@ -28,7 +29,7 @@ LATELY_S: Final = 10.0
 _SLICE_S: Final = 0.0005
 #: And in proportion to what a turn takes besides: reading, the commit, its sync.
 _SLICE_SHARE: Final = 0.25
-_SLICE_MAX: Final = 32
+_SLICE_MAX: Final = 8
 #: How much of what was measured before is kept at each turn.
 _KEPT: Final = 0.9
 
@@ -73,16 +74,16 @@ class Turnstile:
         # The latest last.
         self._lately: OrderedDict[Seat, float] = OrderedDict()
 
-    def seat(self, place: str, *, awaiting: bool = False) -> Seat:
-        """One more scope, whose store writes to `place`; `awaiting` if its handlers may wait."""
-        return Seat(self, self._queues.setdefault(place, _Queue()), awaiting)
+    def seat(self, place: str, tenant: str, *, awaiting: bool = False) -> Seat:
+        """One more scope of `tenant`, whose store writes to `place`; `awaiting` if its handlers may wait."""
+        return Seat(self, self._queues.setdefault(place, _Queue()), tenant, awaiting)
 
     def shared_by(self, seat: Seat) -> bool:
-        """Whether another scope of the process had a turn lately."""
+        """Whether a scope of another tenant had a turn lately."""
         since = trio.current_time() - LATELY_S
         while self._lately and next(iter(self._lately.values())) < since:
             self._lately.popitem(last=False)
-        return len(self._lately) > (seat in self._lately)
+        return any(other.tenant != seat.tenant for other in self._lately)
 
     def taken_by(self, seat: Seat) -> None:
         """A scope asks for a turn."""
@@ -96,6 +97,7 @@ class Seat:
 
     _turnstile: Turnstile
     _queue: _Queue
+    tenant: str
     _awaiting: bool
     served: int = 0
     # As if a slice of the largest size had just taken its time.
@@ -105,7 +107,7 @@ class Seat:
     _besides_s: float = 0.0
 
     def most(self, batch: int) -> int:
-        """How many commands the next turn may be: `batch` while the scope is alone, else a slice of it."""
+        """How many commands the next turn may be: `batch` while its tenant is alone, else a slice of it."""
         if not self._turnstile.shared_by(self):
             return batch
         seconds = max(_SLICE_S, _SLICE_SHARE * self._besides_s)

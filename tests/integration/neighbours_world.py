@@ -231,7 +231,7 @@ class House:
                 next_n=lease.next_n,
                 mark=Mark(0, 0, "", 0, "", 0.0),
                 deadlines=Deadlines(adapter, self.clock),
-                seat=self.turnstile.seat(self.store.place),
+                seat=self.turnstile.seat(self.store.place, scope.tenant),
                 consumers={COMMANDS: cast(Consumer, self.streams)},
             )
 

@@ -59,14 +59,14 @@ async def test_while_another_scope_is_active_what_has_arrived_is_taken_in_slices
 
     monkeypatch.setattr(protocol, "turn", turn)
     store = cast(Any, _Store())
-    other = turnstile.seat(store.place)
+    other = turnstile.seat(store.place, "another")
     engine = RuntimeEngine(desk.scope, desk.adapter, store, turnstile=turnstile)
     session = cast(Session, SimpleNamespace(waiting=desk.waiting))
     async with trio.open_nursery() as turns:
         for _ in range(2):
             batch = [desk.read(command(n)) for n in range(300)]
             await engine._run(session, _Suspicion(), batch, turns)
-    assert sizes == [300, *[32] * 9, 12]
+    assert sizes == [300, *[8] * 37, 4]
 
 
 async def test_a_feeder_that_is_fenced_ends_the_session_as_fenced() -> None:

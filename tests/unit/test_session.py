@@ -42,7 +42,7 @@ def session_at(desk: Desk) -> Session:
         next_n=1,
         mark=Mark(0, 0, "", 0, "", 0.0),
         deadlines=Deadlines(desk.adapter, SystemClock()),
-        seat=Turnstile().seat("store"),
+        seat=Turnstile().seat("store", "t"),
     )
 
 

@@ -19,7 +19,7 @@ BATCH = 512
 def seats(count: int) -> list[Seat]:
     """Scopes of one process on one store."""
     shared = Turnstile()
-    return [shared.seat("here") for _ in range(count)]
+    return [shared.seat("here", f"tenant-{number}") for number in range(count)]
 
 
 async def had_turn(seat: Seat) -> None:
@@ -44,9 +44,19 @@ async def test_whoever_is_not_takes_slices_until_the_other_has_been_silent_for_a
     await had_turn(calm)
     await trio.sleep(LATELY_S)
     await had_turn(loud)
-    assert (loud.most(BATCH), loud.most(10)) == (32, 10)
+    assert (loud.most(BATCH), loud.most(5)) == (8, 5)
     await trio.sleep(0.001)
     assert loud.most(BATCH) == BATCH
+
+
+async def test_scopes_of_one_tenant_leave_each_other_whole_batches(autojump_clock: trio.testing.MockClock) -> None:
+    shared = Turnstile()
+    order, stock, stranger = (shared.seat("here", tenant) for tenant in ("acme", "acme", "zeta"))
+    await had_turn(order)
+    await had_turn(stock)
+    assert (order.most(BATCH), stock.most(BATCH), stranger.most(BATCH)) == (BATCH, BATCH, 8)
+    await had_turn(stranger)
+    assert (order.most(BATCH), stock.most(BATCH)) == (8, 8)
 
 
 async def test_it_is_the_last_turn_that_counts(autojump_clock: trio.testing.MockClock) -> None:
@@ -57,14 +67,14 @@ async def test_it_is_the_last_turn_that_counts(autojump_clock: trio.testing.Mock
     # The loud one's only turn is longer ago than the calm one's second, and too long.
     await trio.sleep(3)
     assert calm.most(BATCH) == BATCH
-    assert loud.most(BATCH) == 32
+    assert loud.most(BATCH) == 8
 
 
 async def test_only_who_had_a_turn_lately_is_remembered(autojump_clock: trio.testing.MockClock) -> None:
     loud, *others = seats(50)
     for seat in others:
         await had_turn(seat)
-    assert loud.most(BATCH) == 32
+    assert loud.most(BATCH) == 8
     assert len(loud._turnstile._lately) == 49
     await trio.sleep(LATELY_S + 1)
     assert loud.most(BATCH) == BATCH
@@ -73,14 +83,12 @@ async def test_only_who_had_a_turn_lately_is_remembered(autojump_clock: trio.tes
 
 async def test_scopes_of_two_stores_share_the_process(autojump_clock: trio.testing.MockClock) -> None:
     shared = Turnstile()
-    loud, calm = shared.seat("here"), shared.seat("there")
+    loud, calm = shared.seat("here", "loud"), shared.seat("there", "calm")
     await had_turn(calm)
-    assert loud.most(BATCH) == 32
+    assert loud.most(BATCH) == 8
 
 
-@pytest.mark.parametrize(
-    ("seconds_each", "most"), [(1e-9, 32), (0.0005 / 32, 32), (0.0005 / 16, 16), (0.0005, 1), (1.0, 1)]
-)
+@pytest.mark.parametrize(("seconds_each", "most"), [(1e-9, 8), (0.0005 / 8, 8), (0.0005 / 4, 4), (0.0005, 1), (1.0, 1)])
 async def test_a_slice_is_what_is_decided_in_its_time(
     seconds_each: float, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,28 +106,28 @@ async def test_a_slice_is_what_is_decided_in_its_time(
 async def test_where_turns_take_long_slices_are_larger(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """With a disk that takes 4 ms to sync, 1 ms of deciding hardly matters, and smaller turns would cost much."""
+    """With a disk that takes 4 ms to sync, 2 ms of deciding matter less, and smaller turns would cost much."""
     now = 0.0
     monkeypatch.setattr(turnstile, "time", cast(Any, _Time(lambda: now)))
     loud, calm = seats(2)
     for _ in range(200):
         async with loud.turn():
             with loud.deciding(10):
-                now += 10 * 0.00005
-            await trio.sleep(0.0045)
+                now += 10 * 0.0002
+            await trio.sleep(0.006)
         await had_turn(calm)
-    assert loud.most(BATCH) == pytest.approx(0.001 / 0.00005, abs=1)
+    assert loud.most(BATCH) == pytest.approx(0.001 / 0.0002, abs=1)
 
 
 async def test_what_passes_while_a_handler_waits_is_not_its_scopes(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(turnstile, "time", cast(Any, _Time(lambda: now)))
     shared = Turnstile()
-    waiting, calm = shared.seat("here", awaiting=True), shared.seat("here")
+    waiting, calm = shared.seat("here", "waiting", awaiting=True), shared.seat("here", "calm")
     await had_turn(calm)
     with waiting.deciding(1):
         now += 5.0
-    assert waiting.most(BATCH) == 32
+    assert waiting.most(BATCH) == 8
 
 
 class _Time:
@@ -237,7 +245,7 @@ async def test_who_is_cancelled_at_the_moment_of_being_called_passes_it_on(
 
 async def test_nobody_waits_for_handlers_that_wait(autojump_clock: trio.testing.MockClock) -> None:
     shared = Turnstile()
-    waiting, calm = shared.seat("here", awaiting=True), shared.seat("here")
+    waiting, calm = shared.seat("here", "waiting", awaiting=True), shared.seat("here", "calm")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(Log().turns, "waiting", waiting, 1, math.inf)
         await trio.sleep(0.1)
@@ -248,7 +256,7 @@ async def test_nobody_waits_for_handlers_that_wait(autojump_clock: trio.testing.
 
 async def test_turns_on_different_stores_do_not_wait_for_each_other(autojump_clock: trio.testing.MockClock) -> None:
     shared = Turnstile()
-    stuck, calm = shared.seat("here"), shared.seat("there")
+    stuck, calm = shared.seat("here", "loud"), shared.seat("there", "calm")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(Log().turns, "stuck", stuck, 1, math.inf)
         await trio.sleep(0.1)
