@@ -10,7 +10,7 @@ from typing import Final
 import attrs
 
 from chaos.evidence import Sent
-from chaos.lab import Lab
+from chaos.lab import TRIES, Lab
 from chaos.plan import parse_plan
 from chaos.scenario import CaseOf, Note, Scenario, ScenarioError, load_scenario
 from chaos.sweep import Fixed, Sweep
@@ -57,7 +57,8 @@ class Each:
     async def explore(self, case_of: CaseOf, lab: Lab, note: Note) -> None:
         """See `Search.explore`."""
         plans = [parse_plan(text, mortal=True) for text in self.plans]
-        await lab.run_all([case_of(plan, batch, False) for plan in plans for batch in self.batches], note=note)
+        cases = [case_of(plan, batch, False) for plan in plans for batch in self.batches]
+        await lab.run_all(cases, note=note, tries=TRIES)
 
 
 def _every_path(seed: int) -> Sequence[Sent]:

@@ -53,6 +53,7 @@ def certificate(gate: Gate) -> Mapping[str, Any]:
         "seconds": round(gate.seconds, 1),
         "seeds": list(gate.profile.seeds),
         "runs": {status.value: gate.tally.runs[status] for status in Status},
+        "again": gate.tally.again,
         "kills": gate.tally.kills,
         "kills_min": gate.kills_min,
         "coverage": {
@@ -170,6 +171,8 @@ def _head(told: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield f"profile       {told['profile']}, seeds {', '.join(map(str, told['seeds']))}, {told['made']}"
     yield f"runs          {sum(runs.values())}: {_counted(runs)}; {told['seconds']:.0f} s"
+    if told["again"]:
+        yield f"              {told['again']} more missed the turn that their rule was for, and were made again"
     yield f"kills         {told['kills']}, at least {told['kills_min']}; each has its receipt: an end by signal 9"
     yield f"coverage      {coverage['reached']} of {coverage['wanted']} actions at places"
     yield f"planted bugs  {caught} of {len(told['mutants'])} caught"

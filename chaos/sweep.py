@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import attrs
 import trio
 
-from chaos.lab import Lab
+from chaos.lab import TRIES, Lab
 from chaos.plan import Plan, Rule, kill_at, kinds_at, parse_plan
 from chaos.scenario import CaseOf, Note
 from chaos.verdict import Status
@@ -37,7 +37,8 @@ class Fixed:
     async def explore(self, case_of: CaseOf, lab: Lab, note: Note) -> None:
         """See `Search.explore`."""
         plans = [parse_plan(text, mortal=self.mortal) for text in self.plans]
-        await lab.run_all([case_of(plan, batch, True) for plan in plans for batch in self.batches], note=note)
+        cases = [case_of(plan, batch, True) for plan in plans for batch in self.batches]
+        await lab.run_all(cases, note=note, tries=TRIES)
 
 
 @attrs.frozen

@@ -92,9 +92,13 @@ class Held:
 
 @attrs.define
 class Tally:
-    """What many outcomes come to. `passed` are the points that any worker went by, killed or not."""
+    """What many outcomes come to. `passed` are the points that any worker went by, killed or not.
+
+    `again` counts the runs that are not among `runs`, since they missed a rule and were made again.
+    """
 
     runs: Counter[Status] = attrs.field(factory=Counter)
+    again: int = 0
     kills: int = 0
     reached: dict[Cell, Reach] = attrs.field(factory=dict)
     passed: Counter[str] = attrs.field(factory=Counter)
@@ -117,6 +121,7 @@ class Tally:
     def note(self, outcome: Outcome) -> None:
         """Add one outcome. Its evidence is looked at and let go."""
         self.runs[outcome.status] += 1
+        self.again += outcome.tries - 1
         self.kills += sum(receipt.status == _KILLED for receipt in outcome.verdict.receipts)
         if outcome.evidence is not None:
             self.passed.update({record["point"] for record in outcome.evidence.history if record.kind == "point"})
@@ -165,6 +170,7 @@ class Tally:
         return {
             "status": self.status.value,
             "runs": {status.value: self.runs[status] for status in Status},
+            "again": self.again,
             "kills": self.kills,
             "guarantees": {id_: attrs.asdict(self.guarantees[id_]) for id_ in sorted(self.guarantees, key=rank)},
             "violations": [told_outcome(outcome) for outcome in self.violations],

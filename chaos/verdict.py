@@ -38,6 +38,7 @@ __all__ = [
 
 _RUN_VERSION: Final = 1
 _KILLED: Final = -9
+_NEVER_FIRED: Final = "never fired: "
 #: What a verdict depends on beside the evidence.
 _JUDGED_BY: Final = ("plan", "sent", "limit", "must_fire", "mortal", "claims")
 
@@ -97,6 +98,12 @@ class Verdict:
     def broken_ids(self) -> Sequence[str]:
         """The guarantees that fell, in order, each once."""
         return list(dict.fromkeys(judgement.id for judgement in self.broken))
+
+    @property
+    def missed(self) -> bool:
+        """Whether a rule never fired, and nothing else speaks against the run: as things fell, nobody came by there."""
+        others = [reason for reason in self.reasons if not reason.startswith(_NEVER_FIRED)]
+        return bool(self.unhit) and not others and self.status is not Status.VIOLATION
 
     def to_json(self) -> Mapping[str, Any]:
         """As `verdict.json` has it."""
@@ -253,7 +260,7 @@ def _against(
 ) -> Iterator[str]:
     """Why the run shows less than it should."""
     if unhit and run.told["must_fire"]:
-        yield f"never fired: {'; '.join(unhit)}"
+        yield f"{_NEVER_FIRED}{'; '.join(unhit)}"
     for receipt in receipts:
         if receipt.status != _KILLED:
             yield f"{receipt.rule} fired, and the process ended with {receipt.status} instead of signal 9"

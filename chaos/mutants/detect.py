@@ -12,7 +12,7 @@ import attrs
 import trio
 
 from chaos.case import Case
-from chaos.lab import Lab, Outcome
+from chaos.lab import TRIES, Lab, Outcome
 from chaos.mutants.mutant import Mutant
 from chaos.power.check import check_power
 from chaos.verdict import Status
@@ -64,7 +64,9 @@ class TrueRuns:
         async with self._turns.setdefault(case.name, trio.Lock()):
             if case.name not in self._outcomes:
                 power = proof == "power"
-                self._outcomes[case.name] = (await check_power(case)).outcome if power else await self._lab.run(case)
+                self._outcomes[case.name] = (
+                    (await check_power(case)).outcome if power else await self._lab.run(case, tries=TRIES)
+                )
             return self._outcomes[case.name]
 
 
@@ -98,7 +100,7 @@ async def detect(mutant: Mutant, lab: Lab, tries: int = 1, *, true_runs: TrueRun
 async def _with_bug(mutant: Mutant, case: Case, lab: Lab) -> Outcome:
     if mutant.proof == "power":
         return (await check_power(case, patch=mutant.patch, until=mutant.guarantee)).outcome
-    return await lab.run(case, patch=mutant.patch)
+    return await lab.run(case, patch=mutant.patch, tries=TRIES)
 
 
 async def run_catalogue(

@@ -93,7 +93,7 @@ class PaperLab(Lab):
         self.parallel = 4
         self.answer: Answer = answer or (lambda case, patch: twice(case, fell=_named(case) if patch else ()))
 
-    async def run(self, case: Case, *, patch: Patch | None = None, keep: bool = False) -> Outcome:
+    async def run(self, case: Case, *, patch: Patch | None = None, keep: bool = False, tries: int = 1) -> Outcome:
         """Answer at once."""
         self.asked.append((case, patch))
         return self.answer(case, patch)

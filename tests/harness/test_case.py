@@ -171,6 +171,19 @@ async def test_a_rule_that_nothing_reaches(lab: Lab) -> None:
     assert (await lab.run(case(unhit, must_fire=False))).status is Status.PASS
 
 
+async def test_a_rule_that_missed_its_turn_has_another_chance(lab: Lab) -> None:
+    """How many commands a turn meets is up to the network. Whatever else speaks against a run is told at once."""
+    unhit = "worker#1:after_hold@1=kill"
+    assert (await lab.run(case(unhit), tries=2)).tries == 2
+    outcome = await lab.run(case(), tries=2)
+    assert (outcome.status, outcome.tries) == (Status.PASS, 1)
+    dies = [*adds(1, 1), Sent(command(SCOPE, "die", 2, entity_id="b"), expect=("dead",))]
+    outcome = await lab.run(case(unhit, sent=dies, limit=2), tries=2)
+    assert (outcome.status, outcome.tries) == (Status.INCONCLUSIVE, 1), str(outcome)
+    with pytest.raises(ValueError, match="at least 1"):
+        await lab.run(case(), tries=0)
+
+
 # -- ends ----------------------------------------------------------------------------------------------------------
 
 

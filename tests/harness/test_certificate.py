@@ -56,6 +56,13 @@ async def test_the_text_says_the_same() -> None:
     assert line.split()[-1] == "1-2"
 
 
+async def test_runs_made_again_are_told() -> None:
+    gate = await run_gate(TARGET, SMALL, PaperLab(), Notes())
+    assert "made again" not in certificate_text(certificate(gate))
+    gate.tally.again = 2
+    assert "2 more missed the turn that their rule was for, and were made again" in certificate_text(certificate(gate))
+
+
 async def test_a_violation_stands_at_the_top_with_its_replay() -> None:
     when = "worker#1:in_publish@1=kill"
     gate = await run_gate(TARGET, SMALL, PaperLab(lambda case, patch: broken(case, patch, when=when)), Notes())

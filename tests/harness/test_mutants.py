@@ -96,7 +96,7 @@ class ScriptedLab:
         self.runs: list[tuple[str, Patch | None]] = []
         self.let_go_of: list[Patch] = []
 
-    async def run(self, case: Case, *, patch: Patch | None = None) -> Outcome:
+    async def run(self, case: Case, *, patch: Patch | None = None, tries: int = 1) -> Outcome:
         self.runs.append((case.replay, patch))
         fell = self._true if patch is None else self._mutated.pop(0)
         judgements = [ImageJudgement(1, True, Judgement(id_, id_, 1, [Finding("found")])) for id_ in fell or ()]

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from chaos.case import Case
-from chaos.lab import Lab, Outcome
+from chaos.lab import TRIES, Lab, Outcome
 from chaos.plan import Plan, PlanError
 from chaos.scenario import Search
 from chaos.sweep import Fixed, Pairs, Sweep
@@ -25,6 +25,7 @@ class Bench:
     hits: Callable[[str, int], int] = lambda point, batch: 2
     status: Status = Status.PASS
     tried: list[Case] = attrs.field(factory=list)
+    tries: list[int] = attrs.field(factory=list)
 
     async def run(self, case: Case) -> Outcome:
         self.tried.append(case)
@@ -34,7 +35,10 @@ class Bench:
         status = Status.INCONCLUSIVE if unhit and case.must_fire else self.status
         return Outcome(case, Verdict(status, unhit=unhit), None, 0.1)
 
-    async def run_all(self, cases: Sequence[Case], *, note: Callable[[Outcome], None]) -> Sequence[Outcome]:
+    async def run_all(
+        self, cases: Sequence[Case], *, note: Callable[[Outcome], None], tries: int = 1
+    ) -> Sequence[Outcome]:
+        self.tries.append(tries)
         outcomes = [await self.run(case) for case in cases]
         for outcome in outcomes:
             note(outcome)
@@ -116,6 +120,7 @@ async def test_fixed_plans_must_fire() -> None:
     bench = Bench()
     assert await explore(fixed, bench) == [(plan, batch) for plan in fixed.plans for batch in (1, 64)]
     assert all(case.must_fire for case in bench.tried)
+    assert bench.tries == [TRIES], "the network may have a rule miss its turn, once"
     assert str(fixed) == "3 plans, batch 1 and 64"
 
 
@@ -132,4 +137,5 @@ async def test_pairs_are_ordered_and_need_not_fire() -> None:
         (f"worker#1:{one}@2=kill; worker#2:{other}@1=kill", 8) for one in points for other in points
     ]
     assert not any(case.must_fire for case in bench.tried)
+    assert bench.tries == [1]
     assert str(pairs) == "4 ordered pairs of kills, batch 8"

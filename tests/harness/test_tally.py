@@ -50,6 +50,11 @@ def test_a_rule_that_never_fired_reaches_nothing() -> None:
     assert not tally_of(happens(case_of(KILL), unhit=[KILL])).reached
 
 
+def test_runs_that_were_made_again_are_counted_apart() -> None:
+    tally = tally_of(attrs.evolve(happens(case_of(KILL)), tries=3), happens(case_of(KILL)))
+    assert (tally.total, tally.again, tally.to_json()["again"]) == (2, 2, 2)
+
+
 def test_a_run_that_cannot_be_trusted_reaches_nothing_but_its_points_were_passed() -> None:
     tally = tally_of(happens(case_of(KILL), reasons=["worker#1 ended with 3"]))
     assert not tally.reached
