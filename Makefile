@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= 3
 SOURCES := meshforge_trio chaos tests scenarios benchmarks examples
 
-.PHONY: help install demo test check gate soak bench bench-chaos bench-recovery bench-fairness format clean
+.PHONY: help install demo test coverage check gate soak bench bench-chaos bench-recovery bench-fairness format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -22,9 +22,15 @@ install: $(BIN)/.installed  ## make .venv with everything in it
 demo: install  ## the order flow, killed four times
 	$(BIN)/python scenarios/order_flow.py
 
-test: install  ## the whole test suite, with branch coverage of the packages
+# What is left over when the others are through is shared out again: single tests take minutes.
+PYTEST := -m pytest -n $(JOBS) --dist worksteal
+
+test: install  ## the whole test suite
+	$(BIN)/python $(PYTEST) $(ARGS)
+
+coverage: install  ## the same, with branch coverage of the packages; takes twice as long
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest -n $(JOBS) $(ARGS)
+	$(BIN)/python -m coverage run $(PYTEST) $(ARGS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --skip-covered --fail-under=95
 

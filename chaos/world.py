@@ -70,7 +70,7 @@ class ProcessWorld:
         self.events = Tail(home / "history.jsonl")
         self._history = History.open(home / "history.jsonl", "harness")
         self._zygote = zygote
-        self._scopes = scopes
+        self.scopes = scopes
         self._order: dict[str, Any] = {
             "app": app,
             "url": url,
@@ -118,14 +118,14 @@ class ProcessWorld:
         """Return when every engine of `worker` has recovered, or when it has ended or was stopped."""
         while not worker.ended.is_set():
             self.events.look()
-            if self.events.points[worker.name, "after_recovery"] >= self._scopes or worker.frozen():
+            if self.events.points[worker.name, "after_recovery"] >= self.scopes or worker.frozen():
                 return
             await trio.sleep(POLL_S)
 
     def recoveries(self, worker: Worker) -> int:
         """How often all engines of `worker` have recovered."""
         self.events.look()
-        return self.events.points[worker.name, "after_recovery"] // self._scopes
+        return self.events.points[worker.name, "after_recovery"] // self.scopes
 
     def has_begun(self, worker: Worker) -> bool:
         """Whether `worker` has come to any point of the protocol."""

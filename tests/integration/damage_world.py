@@ -119,5 +119,6 @@ async def while_down(
     server.start()
     if under != "living":
         return await stage.served()
-    await reached(stage, worker, "after_recovery", recoveries + 1)
+    # Each of its scopes has one of its own.
+    await reached(stage, worker, "after_recovery", recoveries + stage.world.scopes)
     return worker
