@@ -141,7 +141,8 @@ async def test_no_room_in_the_server(lab: Lab) -> None:
     ],
 )
 async def test_what_cannot_be_carried_out_is_no_verdict(lab: Lab, plan: str, why: str) -> None:
-    outcome = await lab.run(case(plan))
+    # A worker whose store is gone may notice before it comes to the second rule.
+    outcome = await lab.run(case(plan), tries=5)
     assert outcome.status is Status.INCONCLUSIVE
     assert "could not be carried out" in "".join(outcome.verdict.reasons)
     assert why in "".join(outcome.verdict.reasons)
