@@ -11,6 +11,7 @@ python -m benchmarks.fairness [--json] [--rounds 5] [--seconds 6]
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -110,6 +111,8 @@ class Rig:
         if missing > 0:
             batch = list(measure.commands(missing, random_keys=False, scope=LOUD))
             await self._loud.send_many(batch, timeout_s=300.0)
+        # What the kernel has yet to write of it is written now, and not while something is timed.
+        await trio.to_thread.run_sync(os.sync)
 
     async def paced(self, seconds: float, rate: float) -> list[float]:
         """Latencies of single commands, from the moment each was due to its answer, in milliseconds."""
