@@ -103,6 +103,7 @@ class Case:
             "must_fire": self.must_fire,
             "mortal": self.mortal,
             "claims": list(self.claims),
+            "invariants": [checker.id for checker in self.invariants],
             "beside": self.beside,
             "sent": [{**_as_json(each), "again": each not in self.sent} for each in sent],
             "source": self.source,

@@ -167,9 +167,30 @@ def test_a_violation_is_told_and_can_be_run_again(says: Says, project: Path) -> 
 
     (project / "scenarios/many.py").unlink()
     without = says("judge", home, "--json")
-    assert without.code == 0
-    assert "invariants of the scenario's own are left out: there is no scenario 'many'" in without.err
-    assert json.loads(without.out)["status"] == "pass"
+    assert (without.code, json.loads(without.out)["status"]) == (2, "inconclusive")
+    [why] = json.loads(without.out)["reasons"]
+    assert why.startswith("not judged again: few: there is no scenario 'many'")
+    again = says("replay", home, "--report", "again")
+    assert (again.code, again.out.splitlines()) == (
+        2,
+        ["few fell in 0 of 1", f"inconclusive: {why}", "reproduced 0 of 1: few"],
+    )
+
+
+def test_the_invariants_of_a_project_are_judged_again(says: Says, project: Path) -> None:
+    rules = SCRIPT.partition("SCENARIO = ")[0].replace("%d", "0")
+    few = "Checker('few', 'Few: there are not many events.', look, on_corpse=False)"
+    (project / "rules.py").write_text(f"{rules}INVARIANTS = [{few}]\n")
+    (project / "pyproject.toml").write_text("[tool.meshforge-chaos]\ninvariants = 'rules:INVARIANTS'\n")
+    said = says("run", "--app", "box_agents:app", "--workload", "work.jsonl", "--plan", "", "--report", "kept")
+    assert said.code == 1
+    home = project / "kept/box_agents-app-1"
+    assert "the end: few broken: Few" in says("judge", home).out
+    assert "reproduced 1 of 1: few" in says("replay", home, "--report", "again").out
+    (project / "pyproject.toml").unlink()
+    judged = says("judge", home)
+    assert judged.code == 2
+    assert "not judged again: few: pyproject.toml of the working directory does not name them" in judged.out
 
 
 def test_agents_and_commands_of_ones_own(says: Says, project: Path) -> None:

@@ -21,6 +21,7 @@ from chaos.cli.live import Board
 from chaos.gate import Target
 from chaos.lab import Outcome
 from chaos.mutants.patch import Patch
+from chaos.plan import parse_plan, plan_to_json
 from chaos.scenario import Search
 from chaos.sweep import Fixed
 
@@ -143,6 +144,21 @@ def test_a_plan_that_breaks_nothing(says: Says) -> None:
     said = says("replay", KILL, "--times", 3)
     assert said.code == 0
     assert said.out == "no guarantee fell in 3 of 3\n"
+
+
+def test_a_plan_from_a_file_in_a_folder(says: Says, lab: PaperLab, tmp_path: Path) -> None:
+    (tmp_path / "plan.txt").write_text(KILL + "\n")
+    (tmp_path / "plan.json").write_text(json.dumps(plan_to_json(parse_plan(KILL))))
+    for given in (f"@{tmp_path / 'plan.txt'}", tmp_path / "plan.json"):
+        assert says("replay", given).code == 0
+        assert lab.plans.pop() == KILL
+
+
+def test_a_plan_that_shows_nothing(says: Says, lab: PaperLab) -> None:
+    lab.answer = lambda case, patch: happens(case, reasons=["never fired"])
+    said = says("replay", KILL, "--times", 2)
+    assert said.code == 2
+    assert said.out.splitlines()[-2:] == ["no guarantee fell in 2 of 2", "inconclusive: 2 of 2"]
 
 
 def test_a_plan_that_breaks_now_and_then(says: Says, lab: PaperLab) -> None:
