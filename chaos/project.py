@@ -36,9 +36,13 @@ from chaos.checkers import Checker
 from chaos.evidence import Sent
 from chaos.scenario import Scenario
 from chaos.workload import command
-from meshforge_trio.errors import Poison
+from meshforge_trio.agent import Agent
+from meshforge_trio.envelope import decode_command, encode
+from meshforge_trio.errors import Misconfigured, Poison
+from meshforge_trio.launch import adapter_of, load_app
 from meshforge_trio.points import Point
-from meshforge_trio.subjects import Scope, is_token
+from meshforge_trio.runtime import App
+from meshforge_trio.subjects import SYSTEM_PREFIX, Scope, is_token
 
 __all__ = ["Project", "ProjectError", "app_scenario", "load_project", "read_workload"]
 
@@ -147,9 +151,11 @@ def app_scenario(app: str, workload: Path, invariants: Sequence[Checker] = ()) -
     `invariants` are judged beside the guarantees.
 
     Raises:
-        ProjectError: the workload cannot be read.
+        ProjectError: the workload cannot be read, or names an agent or an action that the app does not have.
+        Misconfigured: the app cannot be loaded.
     """
     sent = read_workload(workload)
+    _check_known(load_app(app), sent, workload)
     return attrs.evolve(
         CRASH_MATRIX,
         name=app.replace(":", "-").replace(".", "-"),
@@ -160,6 +166,21 @@ def app_scenario(app: str, workload: Path, invariants: Sequence[Checker] = ()) -
         invariants=invariants,
         source=f"--app {shlex.quote(app)} --workload {shlex.quote(str(workload))}",
     )
+
+
+def _check_known(app: App, sent: Sequence[Sent], workload: Path) -> None:
+    """A command that no agent knows would wait for ever, or be refused: a name misspelt, and not what was meant."""
+    for each in sent:
+        asked, where = each.command, f"{workload}: line {each.command.id.removeprefix('c')}"
+        try:
+            agent = adapter_of(app, asked.agent)
+        except Misconfigured as error:
+            raise ProjectError(f"{where}: {error}") from error
+        if isinstance(agent, Agent) and not asked.action.startswith(SYSTEM_PREFIX) and asked.action not in agent.actions:
+            raise ProjectError(f"{where}: {agent.name} has no {asked.action!r}; it has: {', '.join(agent.actions)}")
+        if each.query is not agent.is_query(asked.action):
+            told = "changes something, and query is true" if each.query else "only reads: set query to true"
+            raise ProjectError(f"{where}: {agent.name}.{asked.action} {told}")
 
 
 def read_workload(path: Path) -> Sequence[Sent]:
@@ -177,6 +198,7 @@ def read_workload(path: Path) -> Sequence[Sent]:
         raise ProjectError(f"the workload {path} has no commands: write one JSON object a line")
     first = next((each for each in sent if not each.query), None)
     if first is not None and all(each.phase != "after" for each in sent):
+        # Numbered as if it were a line.
         again = attrs.evolve(first.command, id=f"c{len(lines) + 1}")
         sent.append(attrs.evolve(first, command=again, phase="after"))
     return sent
@@ -204,6 +226,8 @@ def _sent(line: bytes, number: int, where: str) -> Sent:
             expected_version=told.get("expected_version"),
             idempotency_key=told.get("key", None if query else f"k{number}"),
         )
+        # What the runtime would not take for a command.
+        decode_command(encode(made))
     except Poison as error:
         raise ProjectError(f"{where}: {error.reason}") from error
     return Sent(made, query=query, repeatable=told.get("repeatable", True), phase=told.get("phase", "main"))

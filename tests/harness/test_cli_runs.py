@@ -209,9 +209,32 @@ def test_agents_and_commands_of_ones_own(says: Says, project: Path) -> None:
 
 def test_an_app_that_cannot_be_imported_is_inconclusive(says: Says, project: Path) -> None:
     said = says("run", "--app", "nowhere_at_all:app", "--workload", "work.jsonl", "--plan", "")
-    assert said.code == 2
-    assert "module 'nowhere_at_all' cannot be imported" in said.out
-    assert "1 inconclusive" in said.out
+    assert (said.code, said.out) == (2, "")
+    [line] = said.err.splitlines()
+    assert line.startswith("meshforge-chaos: inconclusive: app 'nowhere_at_all:app': module 'nowhere_at_all' cannot be")
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ({"agent": "bax", "action": "put"}, "the app has no agent 'bax'; it has: box"),
+        ({"agent": "box", "action": "pat"}, "box has no 'pat'; it has: put"),
+        ({"agent": "box", "action": "put", "query": True}, "box.put changes something, and query is true"),
+        ({"agent": "box", "action": "put", "key": ""}, "idempotency_key must be 1 to 256 characters"),
+        ({"agent": "box", "action": "put", "entity_id": ""}, "entity_id must be 1 to 256 characters"),
+        ({"agent": "box", "action": "put", "expected_version": -1}, "expected_version -1 is negative"),
+    ],
+    ids=["agent", "action", "query", "key", "entity", "version"],
+)
+def test_a_workload_that_asks_for_what_is_not_there(
+    says: Says, project: Path, line: Mapping[str, Any], wanted: str
+) -> None:
+    fine = '{"agent": "box", "action": "put", "payload": {"n": 4}, "entity_id": "a"}\n'
+    (project / "work.jsonl").write_text(f"{fine}\n{json.dumps(line)}\n")
+    for command in ("run", "gate"):
+        said = says(command, "--app", "box_agents:app", "--workload", "work.jsonl")
+        assert (said.code, said.out) == (3, "")
+        assert said.err.startswith(f"meshforge-chaos: work.jsonl: line 3: {wanted}")
 
 
 def test_a_sweep_has_a_receipt_for_every_kill(says: Says) -> None:

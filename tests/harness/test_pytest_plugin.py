@@ -144,6 +144,14 @@ def test_an_app_that_cannot_be_imported_is_inconclusive_and_no_pass(tmp_path: Pa
     assert "not today" in done.stdout
 
 
+def test_commands_to_nobody_are_inconclusive_at_once(tmp_path: Path) -> None:
+    home = project(tmp_path, clock=FORGETFUL, test_clock=TESTS.replace('"clock", "tick"', '"watch", "tick"'))
+    done = run(home, "-q")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "verdict: inconclusive" in done.stdout
+    assert "cmd.default.demo.watch.tick is sent, and clock:app in default/demo does not serve it" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
