@@ -190,7 +190,9 @@ def _scopes(case: Case) -> int:
     served = [scope for scope, _ in load_app(case.app).scopes(case.workspaces)]
     for sent in case.sent:
         if sent.scope not in served:
-            raise WorldError(f"{sent.subject} is sent, and {case.app} in {', '.join(case.workspaces)} does not serve it")
+            raise WorldError(
+                f"{sent.subject} is sent, and {case.app} in {', '.join(case.workspaces)} does not serve it"
+            )
     return len(served)
 
 

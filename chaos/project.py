@@ -176,7 +176,11 @@ def _check_known(app: App, sent: Sequence[Sent], workload: Path) -> None:
             agent = adapter_of(app, asked.agent)
         except Misconfigured as error:
             raise ProjectError(f"{where}: {error}") from error
-        if isinstance(agent, Agent) and not asked.action.startswith(SYSTEM_PREFIX) and asked.action not in agent.actions:
+        if (
+            isinstance(agent, Agent)
+            and not asked.action.startswith(SYSTEM_PREFIX)
+            and asked.action not in agent.actions
+        ):
             raise ProjectError(f"{where}: {agent.name} has no {asked.action!r}; it has: {', '.join(agent.actions)}")
         if each.query is not agent.is_query(asked.action):
             told = "changes something, and query is true" if each.query else "only reads: set query to true"

@@ -59,7 +59,15 @@ def _show_replay(past: Past, tally: Tally, order: Order) -> None:
     fell = Counter(id_ for outcome in tally.violations for id_ in outcome.verdict.broken_ids)
     counts = {id_: fell[id_] for id_ in (past.broken or sorted(fell))}
     if order.as_json:
-        print_json({"plan": str(past.case.plan), "times": tally.total, "fell": counts, "lacking": past.lacking, **tally.to_json()})
+        print_json(
+            {
+                "plan": str(past.case.plan),
+                "times": tally.total,
+                "fell": counts,
+                "lacking": past.lacking,
+                **tally.to_json(),
+            }
+        )
         tell_failures(tally, warn)
         return
     tell_failures(tally)

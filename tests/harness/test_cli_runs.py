@@ -338,6 +338,23 @@ def test_an_interrupt_ends_everything(number: signal.Signals, tmp_path: Path) ->
         time.sleep(0.01)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("run", "crash-matrix", "--plan", KILL), 0),
+        (("replay", "nothing"), 3),
+        (("run", "--batch", "0"), 3),
+    ],
+    ids=["progress", "error", "usage"],
+)
+def test_progress_that_nobody_reads_is_no_failure(arguments: tuple[str, ...], code: int) -> None:
+    command = [sys.executable, "-m", "chaos", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        process.stderr.close()
+        assert process.wait(60) == code
+
+
 def test_a_script_runs_by_itself(project: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "scenarios/fine.py", *arguments]

@@ -260,7 +260,7 @@ def test_a_terminal_has_one_line_that_moves(
     def terminal(**options: Any) -> Console:
         return Console(file=sys.stderr, force_terminal=True, width=100, **{**options, "stderr": False})
 
-    monkeypatch.setattr("chaos.cli.live.Console", terminal)
+    monkeypatch.setattr("chaos.cli.live.Screen", terminal)
     board = Board()
     with board.shown():
         board.stage("a stage")
