@@ -283,6 +283,9 @@ class _Run:
             with trio.move_on_after(self._case.deadline_s) as waited:
                 finished = await self._finish(worker, handed_over)
             if waited.cancelled_caught:
+                if worker.number == 1 and not self.world.has_begun(worker):
+                    late = f"did not get to work within {self._case.deadline_s:g} s"
+                    raise WorldError(f"{worker.name} {late}: {worker.last_words()}")
                 # Whatever is left now is for the checkers to say.
                 worker.send_signal(signal.SIGKILL)
                 await self._ended(worker)
@@ -306,7 +309,7 @@ class _Run:
         status = await self.world.ended(worker)
         idle = worker.number == 1 and not self.world.has_begun(worker)
         if idle or status == NEVER_A_WORKER:
-            raise WorldError(f"{worker.name} ended with {status} before it got to work; it said:\n{worker.tail()}")
+            raise WorldError(f"{worker.name} ended with {status} before it got to work: {worker.last_words()}")
 
     async def _finish(self, worker: Worker, handed_over: trio.Event) -> bool:
         """Serve until all is decided, then drain; false when `worker` ended or was replaced before."""

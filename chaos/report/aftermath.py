@@ -9,14 +9,14 @@ from typing import Final
 import attrs
 
 from chaos.evidence import Evidence, envelope_of
-from chaos.report.run import Image, Name, Run
+from chaos.report.run import Image, Judgement, Name, Run
 from chaos.report.words import clipped
 from chaos.rows import KeyRow, MarkRow
 from meshforge_trio.broker.port import StoredMessage
 from meshforge_trio.errors import Poison
 from meshforge_trio.subjects import parse_subject
 
-__all__ = ["LABELS", "Fact", "Sight", "caption", "three"]
+__all__ = ["LABELS", "Fact", "Sight", "caption", "seen_on", "three"]
 
 LABELS: Final = ("command", "key record", "outputs", "attempts", "dead letter", "mark")
 
@@ -122,6 +122,20 @@ def _record(record: KeyRow) -> str:
 def caption(image: Image) -> str:
     """What an image is called."""
     return "the end" if image.final else f"image {image.number}, corpse"
+
+
+def seen_on(judgements: Sequence[Judgement]) -> str:
+    """The images of some judgements, those in a row as from which to which."""
+    runs: list[list[int]] = []
+    for number in sorted({judgement.image for judgement in judgements if not judgement.final}):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    parts = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    corpses = sum(map(len, runs))
+    told = [f"the corpse{'s' if corpses > 1 else ''} (image{'s' if corpses > 1 else ''} {', '.join(parts)})"] * bool(runs)
+    return ", ".join(told + ["the end"] * any(judgement.final for judgement in judgements))
 
 
 def three(run: Run, concerned: Collection[int]) -> Sequence[Image | None]:
