@@ -17,6 +17,7 @@ from chaos.evidence import Sent
 from chaos.lab import Lab, Outcome, open_lab
 from chaos.plan import Plan, parse_plan
 from chaos.report.html import render_html
+from chaos.scratch import file_name
 from chaos.sweep import Sweep
 from chaos.verdict import Status
 from meshforge_trio.errors import Misconfigured
@@ -44,7 +45,7 @@ class _Harness:
     def _case(self, app: str, commands: Commands, plan: Plan, fields: Mapping[str, Any]) -> Case:
         sent = commands(self.seed) if callable(commands) else commands
         replay = f"{self.replay} --chaos-plan {shlex.quote(str(plan))}"
-        return Case(app, sent, plan, name=_file_name(self.name), replay=replay, **fields)
+        return Case(app, sent, plan, name=file_name(self.name), replay=replay, **fields)
 
     def _told(self, outcomes: Sequence[Outcome]) -> None:
         receipts = [receipt for outcome in outcomes for receipt in outcome.verdict.receipts]
@@ -178,5 +179,3 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
-def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "-" for c in name)[:60]
