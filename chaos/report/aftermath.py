@@ -16,7 +16,7 @@ from meshforge_trio.broker.port import StoredMessage
 from meshforge_trio.errors import Poison
 from meshforge_trio.subjects import parse_subject
 
-__all__ = ["LABELS", "Fact", "Sight", "caption", "seen_on", "three"]
+__all__ = ["LABELS", "Fact", "Sight", "caption", "corpses_of", "three"]
 
 LABELS: Final = ("command", "key record", "outputs", "attempts", "dead letter", "mark")
 
@@ -124,18 +124,18 @@ def caption(image: Image) -> str:
     return "the end" if image.final else f"image {image.number}, corpse"
 
 
-def seen_on(judgements: Sequence[Judgement]) -> str:
-    """The images of some judgements, those in a row as from which to which."""
+def corpses_of(judgements: Sequence[Judgement]) -> str:
+    """The corpses that some judgements are of, those in a row as from which to which; empty without."""
     runs: list[list[int]] = []
     for number in sorted({judgement.image for judgement in judgements if not judgement.final}):
         if runs and number == runs[-1][-1] + 1:
             runs[-1].append(number)
         else:
             runs.append([number])
-    parts = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
-    corpses = sum(map(len, runs))
-    told = [f"the corpse{'s' if corpses > 1 else ''} (image{'s' if corpses > 1 else ''} {', '.join(parts)})"] * bool(runs)
-    return ", ".join(told + ["the end"] * any(judgement.final for judgement in judgements))
+    numbers = ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+    if sum(map(len, runs)) > 1:
+        return f"the corpses (images {numbers})"
+    return f"the corpse (image {numbers})" if runs else ""
 
 
 def three(run: Run, concerned: Collection[int]) -> Sequence[Image | None]:

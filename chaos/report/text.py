@@ -9,7 +9,7 @@ from typing import Final
 
 import attrs
 
-from chaos.report.aftermath import LABELS, Sight, caption, seen_on, three
+from chaos.report.aftermath import LABELS, Sight, caption, corpses_of, three
 from chaos.report.concerns import Concern, concerns
 from chaos.report.run import Finding, Image, Judgement, Name, Run, load_run
 from chaos.report.slice import causal_slice, focus
@@ -159,12 +159,13 @@ def _finding(run: Run, group: _Group) -> Iterator[str]:
         for outcome in command.expect
     }
     outcome = f"; outcome {' or '.join(sorted(expected))}" if expected else ""
+    at_end = "the end" if any(each.final for each in group.seen) else ""
     parts = (
         ("scope", plain(finding.scope)),
         ("key" if len(finding.keys) == 1 else "keys", keys),
         ("expected", f"as guaranteed{outcome}"),
         ("got", plain(finding.what)),
-        ("seen on", seen_on(group.seen)),
+        ("seen on", ", ".join(filter(None, [corpses_of(group.seen), at_end]))),
     )
     for label, value in parts:
         if value:

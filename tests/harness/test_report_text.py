@@ -151,6 +151,7 @@ def test_images_in_a_row_are_told_as_one(runs: Mapping[str, Path], tmp_path: Pat
     ]
     many = changed(runs["fail"], tmp_path / "many", "verdict.json", judgements=judged)
     assert "seen on      the corpses (images 1 to 3, 5, 7, 8), the end\n" in render_text(many)
+    assert "seen on the corpses (images 1 to 3, 5, 7, 8) and at the end<" in render_html(many)
 
 
 def test_many_findings_and_many_keys_are_cut(runs: Mapping[str, Path], tmp_path: Path) -> None:
