@@ -84,20 +84,21 @@ def _first(sent: Sent) -> Sent:
 def _invariants(told: Mapping[str, Any]) -> tuple[Sequence[Checker], str]:
     """The invariants by which the run was judged, as far as they are found; which are not, and why."""
     source = shlex.split(told["source"])
+    judged_by = told.get("invariants", ())
     found: Sequence[Checker] = ()
-    why = "only the test that made the run has them"
     try:
-        if source and source[0].startswith("-"):
-            why = "pyproject.toml of the working directory does not name them"
-            found = load_project(Path.cwd()).invariants
-        elif source:
+        if source and not source[0].startswith("-"):
             why = f"the scenario {source[0]} does not have them"
             found = find_scenario(source[0]).invariants
+        else:
+            # A test of the project's own may have been without them.
+            why = "pyproject.toml of the working directory does not name them"
+            found = [checker for checker in load_project(Path.cwd()).invariants if checker.id in judged_by]
     except (ProjectError, ScenarioError) as error:
         why = str(error)
     known = {checker.id for checker in found}
-    lacking = [id_ for id_ in told.get("invariants", ()) if id_ not in known]
-    return found, f"not judged again: {', '.join(lacking)}: {why}" if lacking else ""
+    lacking = [id_ for id_ in judged_by if id_ not in known]
+    return tuple(found), f"not judged again: {', '.join(lacking)}: {why}" if lacking else ""
 
 
 def _patch(path: Path) -> Patch | None:

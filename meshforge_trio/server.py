@@ -196,7 +196,9 @@ class PrivateServer:
             held = "address already in use" in self.log_tail()
             self._end_process()
             if not held or time.monotonic() >= last_try:
-                raise Misconfigured(f"nats-server did not start on {self.url}; it said:\n{self.log_tail() or 'nothing'}")
+                raise Misconfigured(
+                    f"nats-server did not start on {self.url}; it said:\n{self.log_tail() or 'nothing'}"
+                )
             time.sleep(_POLL_S * 10)
 
     def kill(self) -> None:

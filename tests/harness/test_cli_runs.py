@@ -187,6 +187,13 @@ def test_the_invariants_of_a_project_are_judged_again(says: Says, project: Path)
     home = project / "kept/box_agents-app-1"
     assert "the end: few broken: Few" in says("judge", home).out
     assert "reproduced 1 of 1: few" in says("replay", home, "--report", "again").out
+    told = json.loads((home / "run.json").read_bytes())
+    # As a test leaves it, which has its invariants from where it likes.
+    (home / "run.json").write_text(json.dumps({**told, "source": ""}))
+    assert says("judge", home).code == 1
+    (home / "run.json").write_text(json.dumps({**told, "source": "", "invariants": []}))
+    assert says("judge", home).code == 0
+    (home / "run.json").write_text(json.dumps(told))
     (project / "pyproject.toml").unlink()
     judged = says("judge", home)
     assert judged.code == 2
