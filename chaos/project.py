@@ -88,12 +88,15 @@ def load_project(folder: Path) -> Project:
     """
     path = folder / "pyproject.toml"
     try:
-        table = tomllib.loads(path.read_text()).get("tool", {}).get(_TABLE, {})
+        tool = tomllib.loads(path.read_text()).get("tool", {})
     except FileNotFoundError:
         return Project()
     except (OSError, ValueError) as error:
         raise ProjectError(f"{path} cannot be read: {error}") from error
+    table = tool.get(_TABLE, {}) if isinstance(tool, dict) else tool
     where = f"{path}: [tool.{_TABLE}]"
+    if not isinstance(table, dict):
+        raise ProjectError(f"{where} must be a table")
     unknown = sorted(table.keys() - {field.name for field in attrs.fields(Project)})
     if unknown:
         raise ProjectError(f"{where} has no {unknown[0]!r}; it has: {_names()}")

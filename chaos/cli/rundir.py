@@ -12,7 +12,7 @@ import click
 from chaos.again import Past, load_past
 from chaos.builtin import CRASH_MATRIX
 from chaos.cli.live import Board, in_lab
-from chaos.cli.options import Order, json_option, lab_options, read_plan
+from chaos.cli.options import Order, check_place, json_option, lab_options, read_plan
 from chaos.cli.outlet import out, print_json, put, warn
 from chaos.cli.results import COLOURS, page_of, tell_failures
 from chaos.lab import Lab
@@ -120,6 +120,8 @@ def report(home: Path, page: Path | None, show: bool) -> int:
     """Print what a run showed, and write it as a page that needs nothing beside it: RUNDIR/report.html."""
     text, html = render_text(home), render_html(home)
     page = page_of(home) if page is None else page
+    check_place(page.parent)
+    page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(html)
     put(text.rstrip("\n"))
     warn(f"page: {page}")

@@ -146,6 +146,36 @@ def test_a_plan_that_breaks_nothing(says: Says) -> None:
     assert said.out == "no guarantee fell in 3 of 3\n"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "crash-matrix", "--report", "file/runs"),
+        ("gate", "--junit", "file/junit.xml"),
+        ("gate", "--certificate", "file/more/proof.json"),
+        ("gate", "--json", "folder"),
+        ("gate", "--report", "file/runs"),
+        ("report", "run", "--html", "file/page.html"),
+    ],
+    ids=" ".join,
+)
+def test_where_nothing_can_be_written_nothing_is_run(
+    says: Says, lab: PaperLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    failing_run(tmp_path / "run")
+    said = says(*arguments)
+    assert (said.code, said.out, lab.asked) == (3, "", [])
+    assert "is no directory" in said.err or "is a directory" in said.err
+
+
+def test_a_page_makes_its_folder(says: Says, tmp_path: Path) -> None:
+    page = tmp_path / "pages/of/runs.html"
+    assert says("report", failing_run(tmp_path / "run"), "--html", page).code == 0
+    assert "G" in page.read_text()
+
+
 def test_a_plan_from_a_file_in_a_folder(says: Says, lab: PaperLab, tmp_path: Path) -> None:
     (tmp_path / "plan.txt").write_text(KILL + "\n")
     (tmp_path / "plan.json").write_text(json.dumps(plan_to_json(parse_plan(KILL))))
