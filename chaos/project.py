@@ -13,8 +13,8 @@ A workload is one JSON object a line:
 
     {"agent": "parcel", "action": "register", "payload": {"to": "Ada"}, "entity_id": "p-1"}
 
-with `key`, `expected_version`, `query`, `repeatable`, `workspace` and `phase` if they are wanted. Without a line of
-phase `after`, the first command that is no query is sent again when the last fault has healed: what was broken must
+with `key`, `expected_version`, `query`, `repeatable`, `workspace`, `phase` and `expect` if they are wanted. `expect`
+lists the outcomes that the command may have: decided, conflict, refused, dead. Without a line of phase `after`, the first command that is no query is sent again when the last fault has healed: what was broken must
 work again.
 """
 
@@ -59,8 +59,10 @@ _FIELDS: Final[Mapping[str, tuple[type, ...]]] = {
     "repeatable": (bool,),
     "workspace": (str,),
     "phase": (str,),
+    "expect": (list,),
 }
 _NEEDED: Final = ("agent", "action")
+_OUTCOMES: Final = ("decided", "conflict", "refused", "dead")
 
 
 class ProjectError(ValueError):
@@ -237,7 +239,13 @@ def _sent(line: bytes, number: int, where: str) -> Sent:
         decode_command(encode(made))
     except Poison as error:
         raise ProjectError(f"{where}: {error.reason}") from error
-    return Sent(made, query=query, repeatable=told.get("repeatable", True), phase=told.get("phase", "main"))
+    return Sent(
+        made,
+        query=query,
+        expect=tuple(told.get("expect", ())),
+        repeatable=told.get("repeatable", True),
+        phase=told.get("phase", "main"),
+    )
 
 
 def _check(told: Mapping[str, Any], where: str) -> None:
@@ -254,6 +262,8 @@ def _check(told: Mapping[str, Any], where: str) -> None:
         raise ProjectError(f"{where}: action must be 1 to 64 of A-Z a-z 0-9 _ -")
     if told.get("phase", "main") not in ("main", "after"):
         raise ProjectError(f"{where}: phase must be main or after")
+    if any(outcome not in _OUTCOMES for outcome in told.get("expect", ())):
+        raise ProjectError(f"{where}: expect must be a list of {', '.join(_OUTCOMES)}")
 
 
 def _words(types: Sequence[type]) -> str:

@@ -275,6 +275,7 @@ def _against(
         if not any(sent.outcome == "ok" for sent in run.sent if sent.phase == phase):
             yield f"no command of phase {phase!r} was accepted"
     yield from _nothing_decided(run)
+    yield from _set_aside(run)
     yield from _unplanned_ends(run, receipts)
 
 
@@ -290,9 +291,23 @@ def _nothing_decided(run: Run) -> Iterator[str]:
     hoped = any(not sent.query and (not sent.expect or "decided" in sent.expect) for sent in run.sent)
     if hoped and not outcomes["decided"]:
         counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
-        first = next(iter(rows.dead), None)
-        why = "" if first is None else f"; the first dead letter, key {first.key!r:.60}: {first.reason}"
-        yield f"no command was decided, of its keys are {counts}{why}"
+        yield f"no command was decided, of its keys are {counts}"
+
+
+def _set_aside(run: Run) -> Iterator[str]:
+    """To set aside what fails is as guaranteed, and that a handler or an `apply` always fails is not what was meant.
+
+    What a command expects is judged by G11.
+    """
+    if not run.images:
+        return
+    silent = {(sent.scope, sent.key) for sent in run.sent if not sent.expect}
+    silent -= {(sent.scope, sent.key) for sent in run.sent if sent.expect}
+    waiting = [letter for letter in run.images[-1].rows.dead if letter.state == "waiting"]
+    dead = [letter for letter in waiting if (letter.scope, letter.key) in silent]
+    if dead:
+        which = listed([f"key {letter.key!r:.60}" for letter in dead])
+        yield f"set aside, which nothing expects: {which}; the first because {dead[0].reason}"
 
 
 def _survived(run: Run, receipts: Sequence[Receipt]) -> Iterator[str]:

@@ -227,11 +227,15 @@ def test_an_app_that_cannot_be_imported_is_inconclusive(says: Says, project: Pat
         ({"agent": "bax", "action": "put"}, "the app has no agent 'bax'; it has: box"),
         ({"agent": "box", "action": "pat"}, "box has no 'pat'; it has: put"),
         ({"agent": "box", "action": "put", "query": True}, "box.put changes something, and query is true"),
+        (
+            {"agent": "box", "action": "put", "expect": ["ok"]},
+            "expect must be a list of decided, conflict, refused, dead",
+        ),
         ({"agent": "box", "action": "put", "key": ""}, "idempotency_key must be 1 to 256 characters"),
         ({"agent": "box", "action": "put", "entity_id": ""}, "entity_id must be 1 to 256 characters"),
         ({"agent": "box", "action": "put", "expected_version": -1}, "expected_version -1 is negative"),
     ],
-    ids=["agent", "action", "query", "key", "entity", "version"],
+    ids=["agent", "action", "query", "outcome", "key", "entity", "version"],
 )
 def test_a_workload_that_asks_for_what_is_not_there(
     says: Says, project: Path, line: Mapping[str, Any], wanted: str
