@@ -14,8 +14,8 @@ A workload is one JSON object a line:
     {"agent": "parcel", "action": "register", "payload": {"to": "Ada"}, "entity_id": "p-1"}
 
 with `key`, `expected_version`, `query`, `repeatable`, `workspace`, `phase` and `expect` if they are wanted. `expect`
-lists the outcomes that the command may have: decided, conflict, refused, dead. Without a line of phase `after`, the first command that is no query is sent again when the last fault has healed: what was broken must
-work again.
+lists the outcomes that the command may have: decided, conflict, refused, dead. Without a line of phase `after`, the
+first command that is no query is sent again when the last fault has healed: what was broken must work again.
 """
 
 from __future__ import annotations

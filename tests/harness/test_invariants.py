@@ -161,7 +161,7 @@ def project(home: Path, line: str, source: str = "") -> None:
     (home / "own_invariants.py").write_text(source)
     text = '[tool.meshforge-chaos]\napp = "invariants_bank:app"\nworkload = "w.jsonl"\n'
     (home / "pyproject.toml").write_text(f"{text}{line}\n")
-    (home / "w.jsonl").write_text('{"agent": "account", "action": "open"}\n')
+    (home / "w.jsonl").write_text('{"agent": "account", "action": "move"}\n')
 
 
 @pytest.fixture

@@ -161,9 +161,9 @@ def test_commands_that_are_all_set_aside_show_nothing_unless_it_was_expected(exp
 def test_one_command_that_is_set_aside_among_others_has_to_be_expected(home: Path) -> None:
     path = home / "image-2/store.db"
     with closing(apsw.Connection(str(path))) as store:
-        columns = "scope, key, generation, n, subject, body, headers, code, reason, attempts, first_at, last_at, entity_id, trace_id"
+        columns = "scope, key, generation, n, subject, body, headers, code, reason, attempts, first_at, last_at"
         store.execute(
-            f"INSERT INTO dead_letters ({columns}, state, calls)"
+            f"INSERT INTO dead_letters ({columns}, entity_id, trace_id, state, calls)"
             " SELECT scope, key, 0, 99, 's', x'', x'', 'c', 'it always raises', 3, 0.0, 0.0, NULL, '', 0, '[]'"
             " FROM keys WHERE key = 'k1'"
         )
