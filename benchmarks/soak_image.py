@@ -116,7 +116,9 @@ async def save_round_image(
         messages = await _since(broker, stream, max(found.first_seq, bounds.last_seq.get(stream, 0) + 1))
         copied[stream] = len(messages)
         (to / name).write_bytes(b"".join(orjson.dumps(m, option=orjson.OPT_APPEND_NEWLINE) for m in messages))
-    (to / "image.json").write_bytes(orjson.dumps({"final": final, "facts": facts, "copied": copied}))
+    size = (to / "store.db").stat().st_size
+    told = {"final": final, "facts": facts, "copied": copied, "store": {"store.db": size}}
+    (to / "image.json").write_bytes(orjson.dumps(told))
 
 
 def _save_store(store: Path, to: Path, bounds: Bounds, entities: str) -> None:

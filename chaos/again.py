@@ -17,6 +17,7 @@ from chaos.checkers import Checker
 from chaos.evidence import Sent
 from chaos.lab import Outcome
 from chaos.mutants.patch import Patch, PatchError, patch_from_json
+from chaos.project import ProjectError, load_project
 from chaos.scenario import ScenarioError
 from chaos.verdict import Run, RunError, load_run
 
@@ -27,7 +28,7 @@ __all__ = ["Past", "discard", "load_past"]
 class Past:
     """A run that was. `patch` is the bug that was planted in it, if one was; `broken` the guarantees that fell.
 
-    `lacking` says which of its scenario's own invariants cannot be judged again, and why; empty if all can.
+    `lacking` says which of its own invariants cannot be judged again, and why; empty if all can.
     """
 
     case: Case
@@ -81,13 +82,23 @@ def _first(sent: Sent) -> Sent:
 
 
 def _invariants(told: Mapping[str, Any]) -> tuple[Sequence[Checker], str]:
+    """The invariants by which the run was judged, as far as they are found; which are not, and why."""
     source = shlex.split(told["source"])
-    if not source or source[0].startswith("-"):
-        return (), ""
+    judged_by = told.get("invariants", ())
+    found: Sequence[Checker] = ()
     try:
-        return find_scenario(source[0]).invariants, ""
-    except ScenarioError as error:
-        return (), f"invariants of the scenario's own are left out: {error}"
+        if source and not source[0].startswith("-"):
+            why = f"the scenario {source[0]} does not have them"
+            found = find_scenario(source[0]).invariants
+        else:
+            # A test of the project's own may have been without them.
+            why = "pyproject.toml of the working directory does not name them"
+            found = [checker for checker in load_project(Path.cwd()).invariants if checker.id in judged_by]
+    except (ProjectError, ScenarioError) as error:
+        why = str(error)
+    known = {checker.id for checker in found}
+    lacking = [id_ for id_ in judged_by if id_ not in known]
+    return tuple(found), f"not judged again: {', '.join(lacking)}: {why}" if lacking else ""
 
 
 def _patch(path: Path) -> Patch | None:

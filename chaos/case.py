@@ -103,6 +103,7 @@ class Case:
             "must_fire": self.must_fire,
             "mortal": self.mortal,
             "claims": list(self.claims),
+            "invariants": [checker.id for checker in self.invariants],
             "beside": self.beside,
             "sent": [{**_as_json(each), "again": each not in self.sent} for each in sent],
             "source": self.source,
@@ -138,13 +139,15 @@ async def play(case: Case, server: PrivateServer, zygote: Zygote, home: Path) ->
     """Run `case` in the directory `home`, which becomes a run that can be judged.
 
     Raises:
-        WorldError: a worker could not be forked or ended, or a fault could not be carried out.
+        WorldError: a command goes where nobody is served, a worker could not be forked or ended, or a fault could not
+            be carried out.
         SessionLost, Misconfigured: the server cannot be reached.
     """
     history = History.open(home / "history.jsonl", "harness")
     history.write("header", version=VERSION, scenario=case.name, plan=str(case.plan), app=case.app)
     (home / "run.json").write_bytes(orjson.dumps(case.as_run(case.sent)))
     try:
+        scopes = _scopes(case)
         async with AsyncExitStack() as stack:
             url = server.url
             proxied = case.plan.of("proxy")
@@ -162,7 +165,7 @@ async def play(case: Case, server: PrivateServer, zygote: Zygote, home: Path) ->
                     overhear=run.overhear if case.beside else None,
                 )
             )
-            world = run.world = await stack.enter_async_context(_world(case, url, zygote, home))
+            world = run.world = await stack.enter_async_context(_world(case, url, zygote, home, scopes))
             run.director = Director(world, server, observer, history, run.resend)
             async with trio.open_nursery() as nursery:
                 if needs_director(case.plan):
@@ -182,13 +185,24 @@ def _patience(plan: Plan) -> Mapping[str, Any]:
     return {"handler_limit_s": _STOPPED_S} if stops else {}
 
 
-def _world(case: Case, url: str, zygote: Zygote, home: Path) -> ProcessWorld:
+def _scopes(case: Case) -> int:
+    """How many scopes a worker serves."""
+    served = [scope for scope, _ in load_app(case.app).scopes(case.workspaces)]
+    for sent in case.sent:
+        if sent.scope not in served:
+            raise WorldError(
+                f"{sent.subject} is sent, and {case.app} in {', '.join(case.workspaces)} does not serve it"
+            )
+    return len(served)
+
+
+def _world(case: Case, url: str, zygote: Zygote, home: Path, scopes: int) -> ProcessWorld:
     return ProcessWorld(
         case.app,
         url=url,
         zygote=zygote,
         home=home,
-        scopes=len(load_app(case.app).scopes(case.workspaces)),
+        scopes=scopes,
         plan=case.plan,
         engine=case.engine,
         retry={"limit": case.limit or 3, **_patience(case.plan), **case.retry},
@@ -269,6 +283,9 @@ class _Run:
             with trio.move_on_after(self._case.deadline_s) as waited:
                 finished = await self._finish(worker, handed_over)
             if waited.cancelled_caught:
+                if worker.number == 1 and not self.world.has_begun(worker):
+                    late = f"did not get to work within {self._case.deadline_s:g} s"
+                    raise WorldError(f"{worker.name} {late}: {worker.last_words()}")
                 # Whatever is left now is for the checkers to say.
                 worker.send_signal(signal.SIGKILL)
                 await self._ended(worker)
@@ -292,7 +309,7 @@ class _Run:
         status = await self.world.ended(worker)
         idle = worker.number == 1 and not self.world.has_begun(worker)
         if idle or status == NEVER_A_WORKER:
-            raise WorldError(f"{worker.name} ended with {status} before it got to work; it said:\n{worker.tail()}")
+            raise WorldError(f"{worker.name} ended with {status} before it got to work: {worker.last_words()}")
 
     async def _finish(self, worker: Worker, handed_over: trio.Event) -> bool:
         """Serve until all is decided, then drain; false when `worker` ended or was replaced before."""

@@ -122,7 +122,7 @@ class Evidence:
 
 async def save_image(broker: Broker, store: Path, to: Path, *, final: bool) -> None:
     """Copy the store and the streams into the directory `to`, which is made."""
-    copy_store(store, _made(to))
+    files = copy_store(store, _made(to))
     facts: dict[str, Any] = {}
     copied: dict[str, int] = {}
     for stream, name in _FILES.items():
@@ -131,7 +131,7 @@ async def save_image(broker: Broker, store: Path, to: Path, *, final: bool) -> N
         lines = [_dumped(m) for m in await _all(broker, found)]
         copied[stream] = len(lines)
         (to / name).write_bytes(b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines))
-    (to / "image.json").write_bytes(orjson.dumps({"final": final, "facts": facts, "copied": copied}))
+    (to / "image.json").write_bytes(orjson.dumps({"final": final, "facts": facts, "copied": copied, "store": files}))
 
 
 def _made(directory: Path) -> Path:
@@ -158,6 +158,7 @@ def load_image(image: Path, **more: Any) -> Evidence:
         told = orjson.loads((image / "image.json").read_bytes())
         facts = {name: StreamFacts(**fields) for name, fields in told["facts"].items()}
         streams = {stream: _messages(image / name, told["copied"][stream]) for stream, name in _FILES.items()}
+        _check_store(image / "store.db", told["store"])
         return Evidence(
             read_store(image / "store.db"),
             commands=streams[COMMANDS],
@@ -170,6 +171,13 @@ def load_image(image: Path, **more: Any) -> Evidence:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RowsError) as error:
         raise ImageError(f"{image} is no image of a run, or a damaged one: {type(error).__name__}: {error}") from error
+
+
+def _check_store(copy: Path, sizes: Mapping[str, int]) -> None:
+    """Without it everything would look forgotten. Its log is gone, and it may have grown, once it was read."""
+    size = copy.stat().st_size if copy.exists() else 0
+    if size < sizes.get(copy.name, 0):
+        raise ValueError(f"{copy.name} holds {size} bytes of {sizes[copy.name]}")
 
 
 def _logs(home: Path) -> Sequence[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from chaos.evidence import Sent
 from chaos.lab import Lab, Outcome, open_lab
 from chaos.plan import Plan, parse_plan
 from chaos.report.html import render_html
+from chaos.scratch import file_name
 from chaos.sweep import Sweep
 from chaos.verdict import Status
 from meshforge_trio.errors import Misconfigured
@@ -44,7 +45,7 @@ class _Harness:
     def _case(self, app: str, commands: Commands, plan: Plan, fields: Mapping[str, Any]) -> Case:
         sent = commands(self.seed) if callable(commands) else commands
         replay = f"{self.replay} --chaos-plan {shlex.quote(str(plan))}"
-        return Case(app, sent, plan, name=_file_name(self.name), replay=replay, **fields)
+        return Case(app, sent, plan, name=file_name(self.name), replay=replay, **fields)
 
     def _told(self, outcomes: Sequence[Outcome]) -> None:
         receipts = [receipt for outcome in outcomes for receipt in outcome.verdict.receipts]
@@ -64,7 +65,7 @@ class _Harness:
     def _checked(self, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
             if outcome.status is not Status.PASS:
-                pytest.fail(str(outcome), pytrace=False)
+                pytest.fail(_failure(outcome), pytrace=False)
 
     def _lab(self, work: Callable[[Lab], Any], parallel: int) -> None:
         if not structlog.is_configured():
@@ -77,8 +78,15 @@ class _Harness:
 
         try:
             trio.run(main)
-        except* Misconfigured as errors:
-            pytest.fail(f"inconclusive: {errors.exceptions[0]}", pytrace=False)
+        except (Misconfigured, BaseExceptionGroup) as error:
+            leaves = list(_leaves(error))
+            # In a group pytest would take it for the failure of this test, and go on with the next.
+            if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
+                raise KeyboardInterrupt from None
+            for leaf in leaves:
+                if isinstance(leaf, Misconfigured):
+                    pytest.fail(f"inconclusive: {leaf}", pytrace=False)
+            raise
 
 
 class ChaosWorld(_Harness):
@@ -156,5 +164,16 @@ class ChaosSweep(_Harness):
         return outcomes
 
 
-def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "-" for c in name)[:60]
+def _failure(outcome: Outcome) -> str:
+    """What broke in the first line, which is all that the summary of pytest shows; then everything."""
+    why = ", ".join(outcome.verdict.broken_ids) or next(iter(outcome.verdict.reasons), "").split("\n", 1)[0]
+    page = "" if outcome.home is None else f"\npage: {outcome.home / 'report.html'}"
+    return f"{outcome.status}: {why}{page}\n{outcome}"
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error

@@ -20,7 +20,7 @@ from chaos.case import Case, play
 from chaos.evidence import Evidence
 from chaos.mutants.patch import Patch, patch_to_json
 from chaos.replayer import Replayer, ReplayerError, open_replayer
-from chaos.scratch import scratch_directory
+from chaos.scratch import file_name, scratch_directory
 from chaos.verdict import RunError, Status, Verdict, load_run, verdict_on
 from chaos.zygote import WorldError, Zygote, open_zygote
 from meshforge_trio.broker.bridge import open_loop
@@ -262,7 +262,7 @@ def _new_directory(where: Path, name: str) -> Path:
     """One that nobody else has, other processes included."""
     where.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
-        made = where / f"{name}-{number}"
+        made = where / f"{file_name(name)}-{number}"
         with contextlib.suppress(FileExistsError):
             made.mkdir()
             return made

@@ -13,9 +13,9 @@ A workload is one JSON object a line:
 
     {"agent": "parcel", "action": "register", "payload": {"to": "Ada"}, "entity_id": "p-1"}
 
-with `key`, `expected_version`, `query`, `repeatable`, `workspace` and `phase` if they are wanted. Without a line of
-phase `after`, the first command that is no query is sent again when the last fault has healed: what was broken must
-work again.
+with `key`, `expected_version`, `query`, `repeatable`, `workspace`, `phase` and `expect` if they are wanted. `expect`
+lists the outcomes that the command may have: decided, conflict, refused, dead. Without a line of phase `after`, the
+first command that is no query is sent again when the last fault has healed: what was broken must work again.
 """
 
 from __future__ import annotations
@@ -36,9 +36,13 @@ from chaos.checkers import Checker
 from chaos.evidence import Sent
 from chaos.scenario import Scenario
 from chaos.workload import command
-from meshforge_trio.errors import Poison
+from meshforge_trio.agent import Agent
+from meshforge_trio.envelope import decode_command, encode
+from meshforge_trio.errors import Misconfigured, Poison
+from meshforge_trio.launch import adapter_of, load_app
 from meshforge_trio.points import Point
-from meshforge_trio.subjects import Scope, is_token
+from meshforge_trio.runtime import App
+from meshforge_trio.subjects import SYSTEM_PREFIX, Scope, is_token
 
 __all__ = ["Project", "ProjectError", "app_scenario", "load_project", "read_workload"]
 
@@ -55,8 +59,10 @@ _FIELDS: Final[Mapping[str, tuple[type, ...]]] = {
     "repeatable": (bool,),
     "workspace": (str,),
     "phase": (str,),
+    "expect": (list,),
 }
 _NEEDED: Final = ("agent", "action")
+_OUTCOMES: Final = ("decided", "conflict", "refused", "dead")
 
 
 class ProjectError(ValueError):
@@ -84,12 +90,15 @@ def load_project(folder: Path) -> Project:
     """
     path = folder / "pyproject.toml"
     try:
-        table = tomllib.loads(path.read_text()).get("tool", {}).get(_TABLE, {})
+        tool = tomllib.loads(path.read_text()).get("tool", {})
     except FileNotFoundError:
         return Project()
     except (OSError, ValueError) as error:
         raise ProjectError(f"{path} cannot be read: {error}") from error
+    table = tool.get(_TABLE, {}) if isinstance(tool, dict) else tool
     where = f"{path}: [tool.{_TABLE}]"
+    if not isinstance(table, dict):
+        raise ProjectError(f"{where} must be a table")
     unknown = sorted(table.keys() - {field.name for field in attrs.fields(Project)})
     if unknown:
         raise ProjectError(f"{where} has no {unknown[0]!r}; it has: {_names()}")
@@ -147,9 +156,11 @@ def app_scenario(app: str, workload: Path, invariants: Sequence[Checker] = ()) -
     `invariants` are judged beside the guarantees.
 
     Raises:
-        ProjectError: the workload cannot be read.
+        ProjectError: the workload cannot be read, or names an agent or an action that the app does not have.
+        Misconfigured: the app cannot be loaded.
     """
     sent = read_workload(workload)
+    _check_known(load_app(app), sent, workload)
     return attrs.evolve(
         CRASH_MATRIX,
         name=app.replace(":", "-").replace(".", "-"),
@@ -160,6 +171,25 @@ def app_scenario(app: str, workload: Path, invariants: Sequence[Checker] = ()) -
         invariants=invariants,
         source=f"--app {shlex.quote(app)} --workload {shlex.quote(str(workload))}",
     )
+
+
+def _check_known(app: App, sent: Sequence[Sent], workload: Path) -> None:
+    """A command that no agent knows would wait for ever, or be refused: a name misspelt, and not what was meant."""
+    for each in sent:
+        asked, where = each.command, f"{workload}: line {each.command.id.removeprefix('c')}"
+        try:
+            agent = adapter_of(app, asked.agent)
+        except Misconfigured as error:
+            raise ProjectError(f"{where}: {error}") from error
+        if (
+            isinstance(agent, Agent)
+            and not asked.action.startswith(SYSTEM_PREFIX)
+            and asked.action not in agent.actions
+        ):
+            raise ProjectError(f"{where}: {agent.name} has no {asked.action!r}; it has: {', '.join(agent.actions)}")
+        if each.query is not agent.is_query(asked.action):
+            told = "changes something, and query is true" if each.query else "only reads: set query to true"
+            raise ProjectError(f"{where}: {agent.name}.{asked.action} {told}")
 
 
 def read_workload(path: Path) -> Sequence[Sent]:
@@ -177,6 +207,7 @@ def read_workload(path: Path) -> Sequence[Sent]:
         raise ProjectError(f"the workload {path} has no commands: write one JSON object a line")
     first = next((each for each in sent if not each.query), None)
     if first is not None and all(each.phase != "after" for each in sent):
+        # Numbered as if it were a line.
         again = attrs.evolve(first.command, id=f"c{len(lines) + 1}")
         sent.append(attrs.evolve(first, command=again, phase="after"))
     return sent
@@ -204,9 +235,17 @@ def _sent(line: bytes, number: int, where: str) -> Sent:
             expected_version=told.get("expected_version"),
             idempotency_key=told.get("key", None if query else f"k{number}"),
         )
+        # What the runtime would not take for a command.
+        decode_command(encode(made))
     except Poison as error:
         raise ProjectError(f"{where}: {error.reason}") from error
-    return Sent(made, query=query, repeatable=told.get("repeatable", True), phase=told.get("phase", "main"))
+    return Sent(
+        made,
+        query=query,
+        expect=tuple(told.get("expect", ())),
+        repeatable=told.get("repeatable", True),
+        phase=told.get("phase", "main"),
+    )
 
 
 def _check(told: Mapping[str, Any], where: str) -> None:
@@ -223,6 +262,8 @@ def _check(told: Mapping[str, Any], where: str) -> None:
         raise ProjectError(f"{where}: action must be 1 to 64 of A-Z a-z 0-9 _ -")
     if told.get("phase", "main") not in ("main", "after"):
         raise ProjectError(f"{where}: phase must be main or after")
+    if any(outcome not in _OUTCOMES for outcome in told.get("expect", ())):
+        raise ProjectError(f"{where}: expect must be a list of {', '.join(_OUTCOMES)}")
 
 
 def _words(types: Sequence[type]) -> str:

@@ -59,9 +59,16 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def chaos_nats() -> Iterator[PrivateServer]:
     """A nats-server of the test's own, on a free port, gone afterwards whatever the test did to it."""
+    from meshforge_trio.errors import Misconfigured  # noqa: PLC0415
     from meshforge_trio.server import PrivateServer  # noqa: PLC0415
 
-    with PrivateServer() as server:
+    server = PrivateServer()
+    try:
+        server.start()
+    except Misconfigured as error:
+        server.stop()
+        pytest.fail(f"inconclusive: {error}", pytrace=False)
+    with server:
         yield server
 
 

@@ -120,12 +120,19 @@ class Rows:
     generations: Mapping[tuple[Scope, str], int] = attrs.field(factory=dict)
 
 
-def copy_store(path: Path, to: Path) -> None:
-    """Copy a database and its write-ahead log into the directory `to`. A file that does not exist is left out."""
+def copy_store(path: Path, to: Path) -> Mapping[str, int]:
+    """Copy a database and its write-ahead log into the directory `to`; the size of each copy by its name.
+
+    A file that does not exist is left out.
+    """
+    copied = {}
     for suffix in ("", "-wal"):
         part = path.with_name(path.name + suffix)
         if part.exists():
-            shutil.copyfile(part, to / f"store.db{suffix}")
+            copy = to / f"store.db{suffix}"
+            shutil.copyfile(part, copy)
+            copied[copy.name] = copy.stat().st_size
+    return copied
 
 
 def read_store(path: Path) -> Rows:

@@ -7,6 +7,7 @@ look at, the client got through, and the workers ended as they should. Else it i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Final
 import attrs
 import orjson
 
-from chaos.checkers import Checker, Judgement, judge
+from chaos.checkers import Checker, Judgement, judge, listed
 from chaos.evidence import Evidence, ImageError, Sent, load_image
 from chaos.history import HistoryError, Record, read_history
 from chaos.plan import Plan, PlanError, exit_of, parse_plan
@@ -280,9 +281,40 @@ def _against(
     for phase in dict.fromkeys(sent.phase for sent in run.sent):
         if not any(sent.outcome == "ok" for sent in run.sent if sent.phase == phase):
             yield f"no command of phase {phase!r} was accepted"
-    if run.images and not run.images[-1].rows.keys and not all(sent.query for sent in run.sent):
-        yield "nothing was ever decided"
+    yield from _nothing_decided(run)
+    yield from _set_aside(run)
     yield from _unplanned_ends(run, receipts)
+
+
+def _nothing_decided(run: Run) -> Iterator[str]:
+    """Guarantees hold over commands of which every one is refused or set aside, and say nothing about what they do."""
+    if not run.images or all(sent.query for sent in run.sent):
+        return
+    rows = run.images[-1].rows
+    if not rows.keys:
+        yield "nothing was ever decided"
+        return
+    outcomes = Counter(key.outcome for key in rows.keys)
+    hoped = any(not sent.query and (not sent.expect or "decided" in sent.expect) for sent in run.sent)
+    if hoped and not outcomes["decided"]:
+        counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
+        yield f"no command was decided, of its keys are {counts}"
+
+
+def _set_aside(run: Run) -> Iterator[str]:
+    """To set aside what fails is as guaranteed, and that a handler or an `apply` always fails is not what was meant.
+
+    What a command expects is judged by G11.
+    """
+    if not run.images:
+        return
+    silent = {(sent.scope, sent.key) for sent in run.sent if not sent.expect}
+    silent -= {(sent.scope, sent.key) for sent in run.sent if sent.expect}
+    waiting = [letter for letter in run.images[-1].rows.dead if letter.state == "waiting"]
+    dead = [letter for letter in waiting if (letter.scope, letter.key) in silent]
+    if dead:
+        which = listed([f"key {letter.key!r:.60}" for letter in dead])
+        yield f"set aside, which nothing expects: {which}; the first because {dead[0].reason}"
 
 
 def _survived(run: Run, receipts: Sequence[Receipt]) -> Iterator[str]:
@@ -312,6 +344,7 @@ def _unplanned_ends(run: Run, receipts: Sequence[Receipt]) -> Iterator[str]:
     )
     stopped = {record.actor for record in run.history if record.kind == "fault" and _stops(run, record["rule"])}
     by_itself = {(actor, code) for actor, _, code in _broken_stores(run)}
+    odd: dict[str, list[str]] = {}
     for record in run.history:
         if record.kind != "exit" or record["status"] == 0 or record.actor in planned:
             continue
@@ -321,7 +354,17 @@ def _unplanned_ends(run: Run, receipts: Sequence[Receipt]) -> Iterator[str]:
         if record.actor in stopped and record["status"] == 1:
             continue
         if not (run.told["mortal"] and record["status"] in (_KILLED, 1)):
-            yield f"{record.actor} ended with {record['status']}, which no rule asked for"
+            odd.setdefault(f"ended with {record['status']}{_in_handler(run, record.actor)}", []).append(record.actor)
+    yield from (f"{listed(actors)} {how}, which no rule asked for" for how, actors in odd.items())
+
+
+def _in_handler(run: Run, actor: str) -> str:
+    """The handler that a worker was in when it ended, if it was in one."""
+    told = [record for record in run.history if record.actor == actor and record.kind != "exit"]
+    if not told or told[-1].kind != "call":
+        return ""
+    agent = str(told[-1]["scope"]).rpartition("/")[2]
+    return f" in the handler of {agent}.{told[-1]['action']}"
 
 
 def _stops(run: Run, text: str) -> bool:

@@ -69,6 +69,11 @@ class Worker:
             return False
         return "T" in states and states <= set("TZX")
 
+    def last_words(self) -> str:
+        """The last line of its log, which mostly names the cause, and then the end of the log."""
+        tail = self.tail()
+        return f"{tail.rpartition(chr(10))[2]}\nits log:\n{tail}"
+
     def tail(self, lines: int = 30) -> str:
         """The end of its log."""
         if not self.log.exists():

@@ -61,7 +61,7 @@ def find_binary() -> Path:
     """The nats-server next to this interpreter, else the one on PATH.
 
     Raises:
-        Misconfigured: there is none, or it is older than `MINIMUM_VERSION`.
+        Misconfigured: there is none, it cannot be run, or it is older than `MINIMUM_VERSION`.
     """
     beside = Path(sys.executable).with_name("nats-server")
     found = str(beside) if beside.is_file() else shutil.which("nats-server")
@@ -87,8 +87,14 @@ def server_version() -> str:
 
 
 def _version_of(binary: str) -> tuple[int, int, int]:
-    told = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=False)
-    return parse_version(told.stdout)
+    try:
+        told = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Misconfigured(f"{binary} cannot be run: {error}") from error
+    try:
+        return parse_version(told.stdout)
+    except Misconfigured as error:
+        raise Misconfigured(f"{binary} is no nats-server: --version ended with {told.returncode}, {error}") from error
 
 
 class PrivateServer:
@@ -190,7 +196,9 @@ class PrivateServer:
             held = "address already in use" in self.log_tail()
             self._end_process()
             if not held or time.monotonic() >= last_try:
-                raise Misconfigured(f"nats-server did not start on {self.url}; it said:\n{self.log_tail()}")
+                raise Misconfigured(
+                    f"nats-server did not start on {self.url}; it said:\n{self.log_tail() or 'nothing'}"
+                )
             time.sleep(_POLL_S * 10)
 
     def kill(self) -> None:

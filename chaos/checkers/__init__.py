@@ -19,10 +19,10 @@ from chaos.checkers import (
     g12_drains,
     g13_in_order,
 )
-from chaos.checkers.base import Checker, Finding, Judgement
+from chaos.checkers.base import Checker, Finding, Judgement, listed
 from chaos.evidence import Evidence
 
-__all__ = ["CHECKERS", "Checker", "Finding", "Judgement", "judge"]
+__all__ = ["CHECKERS", "Checker", "Finding", "Judgement", "judge", "listed"]
 
 CHECKERS: Sequence[Checker] = (
     g01_not_forgotten.CHECKER,

@@ -13,7 +13,7 @@ import attrs
 
 from chaos.evidence import Evidence
 
-__all__ = ["Checker", "Finding", "Judgement"]
+__all__ = ["Checker", "Finding", "Judgement", "listed"]
 
 _SHOWN: Final = 10
 
@@ -127,3 +127,10 @@ def _place(error: Exception) -> str:
     while trace.tb_next is not None:
         trace = trace.tb_next
     return f" ({Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})"
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Names for a sentence: all of them, or the first of many and how many more there are."""
+    if len(names) <= most:
+        return ", ".join(names)
+    return f"{', '.join(names[: most - 1])} and {len(names) - most + 1} more"

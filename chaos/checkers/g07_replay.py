@@ -61,7 +61,8 @@ def _rebuilt(clues: Clues, scope: Scope, values: Sequence[str]) -> Iterator[Find
         if not _HASH.fullmatch(value):
             yield Finding(f"{scope} cannot be rebuilt: {value}", (), str(scope))
         elif n == _last_n(clues, scope) and value != recorded:
-            yield Finding(f"{scope}: state_hash {recorded} was recorded, {value} rebuilt elsewhere", (), str(scope))
+            what = f"{scope}: state_hash {recorded} was recorded, {value} rebuilt elsewhere"
+            yield Finding(f"{what}; does `apply` use anything but its state and event?", (), str(scope))
     if len(set(values)) > 1:
         yield Finding(f"{scope}: processes with other hash seeds, clocks and zones rebuild {values}", (), str(scope))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from chaos.checkers.base import Checker, Finding
+from chaos.checkers.base import Checker, Finding, listed
 from chaos.checkers.clues import Clues, scope_of
 from chaos.evidence import Evidence, envelope_of
 from meshforge_trio.subjects import EVENTS, FAILED
@@ -42,8 +42,11 @@ def _unplanned(clues: Clues) -> str:
     """How workers ended that no rule of the plan killed."""
     killed = {fault.who for fault in clues.strikes.faults if fault.action == "kill"}
     ends = [record for record in clues.evidence.history if record.kind == "exit"]
-    told = [f"{e.actor} ended with {e['status']}" for e in ends if e["status"] != 0 and e.actor not in killed]
-    return ", ".join(told)
+    odd: dict[int, list[str]] = {}
+    for end in ends:
+        if end["status"] != 0 and end.actor not in killed:
+            odd.setdefault(end["status"], []).append(end.actor)
+    return ", ".join(f"{listed(actors)} ended with {status}" for status, actors in odd.items())
 
 
 CHECKER = Checker(

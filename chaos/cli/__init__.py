@@ -12,6 +12,7 @@ from typing import Final, NoReturn
 
 import click
 
+from chaos.cli.outlet import show_error, warn
 from meshforge_trio.telemetry import set_up_logging
 
 __all__ = ["INCONCLUSIVE", "INTERRUPTED", "USAGE", "cli", "ending", "main"]
@@ -81,7 +82,7 @@ def ending(command: click.Command, name: str, args: list[str] | None = None) -> 
     try:
         code = command.main(arguments, prog_name=name, standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        show_error(error)
         return USAGE
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
@@ -103,9 +104,9 @@ def _told(error: BaseException, name: str) -> int:
             return INTERRUPTED
     for leaf in leaves:
         if isinstance(leaf, kinds):
-            click.echo(f"{name}: {leaf}", err=True)
+            warn(f"{name}: {leaf}")
             return USAGE
-    click.echo(f"{name}: inconclusive: {'; '.join(_cause(leaf) for leaf in leaves)}", err=True)
+    warn(f"{name}: inconclusive: {'; '.join(_cause(leaf) for leaf in leaves)}")
     return INCONCLUSIVE
 
 

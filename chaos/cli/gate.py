@@ -13,7 +13,7 @@ import orjson
 from chaos.builtin import EVERY_ACTION, find_scenario
 from chaos.certificate import certificate, certificate_text
 from chaos.cli.live import Board, in_lab
-from chaos.cli.options import Order, lab_options
+from chaos.cli.options import Order, check_place, lab_options
 from chaos.cli.outlet import put, warn
 from chaos.cli.results import page_of, tell_failures, write_report
 from chaos.gate import PROFILES, Gate, Target, run_gate
@@ -50,7 +50,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--json",
     "document",
-    type=click.Path(path_type=Path, allow_dash=True),
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
     metavar="FILE",
     help="Write the result for machines; - is stdout.",
 )
@@ -74,6 +74,9 @@ def gate(profile: str, app: str | None, workload: Path | None, **given: Any) -> 
     again, to see whether they last.
     """
     junit, document, proof = (given.pop(name) for name in ("junit", "document", "proof"))
+    for path in (junit, document, proof):
+        if path is not None and str(path) != "-":
+            check_place(path.parent)
     order = Order.take(given)
     target = target_of(_project(app, workload))
 

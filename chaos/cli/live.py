@@ -8,12 +8,11 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Final, TypeVar
 
 import trio
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from chaos.cli.options import Order
-from chaos.cli.outlet import warn
+from chaos.cli.outlet import Screen, warn
 from chaos.lab import Lab, Outcome, open_lab
 from chaos.mutants.detect import Detection
 from chaos.tally import Tally
@@ -36,9 +35,9 @@ class Board:
     def __init__(self) -> None:
         self.tally = Tally()
         self._bugs = 0
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Screen(stderr=True, highlight=False)
         if not self._console.is_terminal:
-            self._console = Console(stderr=True, highlight=False, width=_WIDTH)
+            self._console = Screen(stderr=True, highlight=False, width=_WIDTH)
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),

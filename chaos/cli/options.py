@@ -17,6 +17,7 @@ from chaos.plan import Plan, PlanError, parse_plan, plan_from_json
 __all__ = [
     "Order",
     "batches_option",
+    "check_place",
     "json_option",
     "lab_options",
     "numbers",
@@ -45,7 +46,9 @@ class Order:
     def take(given: dict[str, Any]) -> Order:
         """Take the shared options out of a command's arguments."""
         reports = given.pop("report")
-        if reports is None:
+        if reports is not None:
+            check_place(reports)
+        else:
             # Only a name: nothing is made unless there is something to keep.
             reports = Path(tempfile.gettempdir()) / f"meshforge-chaos-{os.getpid()}"
         return Order(given.pop("parallel"), reports, given.pop("keep", False), given.pop("as_json", False))
@@ -108,6 +111,19 @@ def read_plan(given: str, *, mortal: bool = False) -> Plan:
     except orjson.JSONDecodeError as error:
         raise PlanError(f"the plan {path} is no JSON, or a truncated one: {error}") from error
     return plan_from_json(value, mortal=mortal)
+
+
+def check_place(path: Path) -> None:
+    """Say now that nothing can be written to `path`, and not when hours of runs are over.
+
+    Raises:
+        click.UsageError: what is there, or above it, is no directory, or none that may be written to.
+    """
+    above = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    if not above.is_dir():
+        raise click.UsageError(f"{path} cannot be made: {above} is no directory")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise click.UsageError(f"{path} cannot be made: {above} may not be written to")
 
 
 def numbers(text: str | None, default: tuple[int, ...]) -> tuple[int, ...]:

@@ -47,7 +47,8 @@ def run(scenario: str | None, app: str | None, workload: Path | None, **given: A
         {"agent": "counter", "action": "add", "payload": {"amount": 5}, "entity_id": "a"}
 
     and may have key, expected_version, query (true if it only reads), repeatable (false if deciding it again may come
-    to something else), workspace (as default/demo), and phase ("after": sent when the last fault has healed).
+    to something else), workspace (as default/demo), phase ("after": sent when the last fault has healed), and expect
+    (outcomes it may have, as ["decided", "refused"]; dead is one that nobody takes for granted).
     """
     if scenario is not None and (app or workload):
         raise click.UsageError("give a SCENARIO, or --app and --workload, not both")

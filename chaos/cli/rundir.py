@@ -12,13 +12,13 @@ import click
 from chaos.again import Past, load_past
 from chaos.builtin import CRASH_MATRIX
 from chaos.cli.live import Board, in_lab
-from chaos.cli.options import Order, json_option, lab_options, read_plan
+from chaos.cli.options import Order, check_place, json_option, lab_options, read_plan
 from chaos.cli.outlet import out, print_json, put, warn
 from chaos.cli.results import COLOURS, page_of, tell_failures
 from chaos.lab import Lab
 from chaos.report import render_html, render_text
 from chaos.tally import Tally
-from chaos.verdict import EXIT_CODES, RunError, Verdict, judge_run
+from chaos.verdict import EXIT_CODES, RunError, Status, Verdict, judge_run
 
 __all__ = ["judge", "replay", "report"]
 
@@ -38,12 +38,10 @@ def replay(what: str, times: int, batch: int, **given: Any) -> int:
     order = Order.take(given)
     if what and Path(what).is_dir():
         past = load_past(Path(what))
-    elif "/" in what:
+    elif "/" in what and not what.startswith("@") and not what.endswith(".json"):
         raise RunError(f"there is no run directory {what}")
     else:
         past = Past(CRASH_MATRIX.case(read_plan(what), batch=batch, record_frames=True), None, ())
-    if past.lacking:
-        warn(past.lacking)
 
     async def work(lab: Lab, board: Board) -> Tally:
         board.stage(f"{past.case.name}: {str(past.case.plan) or 'no fault'}, {times} times")
@@ -52,14 +50,24 @@ def replay(what: str, times: int, batch: int, **given: Any) -> int:
 
     tally = in_lab(order, work)
     _show_replay(past, tally, order)
-    return EXIT_CODES[tally.status]
+    # What is not judged may be just what fell.
+    unknown = past.lacking and tally.status is Status.PASS
+    return EXIT_CODES[Status.INCONCLUSIVE if unknown else tally.status]
 
 
 def _show_replay(past: Past, tally: Tally, order: Order) -> None:
     fell = Counter(id_ for outcome in tally.violations for id_ in outcome.verdict.broken_ids)
     counts = {id_: fell[id_] for id_ in (past.broken or sorted(fell))}
     if order.as_json:
-        print_json({"plan": str(past.case.plan), "times": tally.total, "fell": counts, **tally.to_json()})
+        print_json(
+            {
+                "plan": str(past.case.plan),
+                "times": tally.total,
+                "fell": counts,
+                "lacking": past.lacking,
+                **tally.to_json(),
+            }
+        )
         tell_failures(tally, warn)
         return
     tell_failures(tally)
@@ -67,6 +75,10 @@ def _show_replay(past: Past, tally: Tally, order: Order) -> None:
         put(f"{id_} fell in {count} of {tally.total}")
     if not counts:
         put(f"no guarantee fell in {tally.total} of {tally.total}")
+    if tally.inconclusive:
+        put(f"inconclusive: {tally.runs[Status.INCONCLUSIVE]} of {tally.total}")
+    if past.lacking:
+        put(f"inconclusive: {past.lacking}")
     if past.broken:
         same = sum(bool(set(past.broken) & set(outcome.verdict.broken_ids)) for outcome in tally.violations)
         put(f"reproduced {same} of {tally.total}: {', '.join(past.broken)}")
@@ -78,9 +90,7 @@ def _show_replay(past: Past, tally: Tally, order: Order) -> None:
 def judge(home: Path, as_json: bool) -> int:
     """Judge a run from its directory, with the checkers of today, and say how much each has examined."""
     past = load_past(home)
-    if past.lacking:
-        warn(past.lacking)
-    verdict = judge_run(home, invariants=past.case.invariants)
+    verdict = judge_run(home, invariants=past.case.invariants, reasons=[past.lacking] if past.lacking else ())
     if as_json:
         print_json(verdict.to_json())
     else:
@@ -110,6 +120,8 @@ def report(home: Path, page: Path | None, show: bool) -> int:
     """Print what a run showed, and write it as a page that needs nothing beside it: RUNDIR/report.html."""
     text, html = render_text(home), render_html(home)
     page = page_of(home) if page is None else page
+    check_place(page.parent)
+    page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(html)
     put(text.rstrip("\n"))
     warn(f"page: {page}")

@@ -9,14 +9,14 @@ from typing import Final
 import attrs
 
 from chaos.evidence import Evidence, envelope_of
-from chaos.report.run import Image, Name, Run
+from chaos.report.run import Image, Judgement, Name, Run
 from chaos.report.words import clipped
 from chaos.rows import KeyRow, MarkRow
 from meshforge_trio.broker.port import StoredMessage
 from meshforge_trio.errors import Poison
 from meshforge_trio.subjects import parse_subject
 
-__all__ = ["LABELS", "Fact", "Sight", "caption", "three"]
+__all__ = ["LABELS", "Fact", "Sight", "caption", "corpses_of", "three"]
 
 LABELS: Final = ("command", "key record", "outputs", "attempts", "dead letter", "mark")
 
@@ -122,6 +122,20 @@ def _record(record: KeyRow) -> str:
 def caption(image: Image) -> str:
     """What an image is called."""
     return "the end" if image.final else f"image {image.number}, corpse"
+
+
+def corpses_of(judgements: Sequence[Judgement]) -> str:
+    """The corpses that some judgements are of, those in a row as from which to which; empty without."""
+    runs: list[list[int]] = []
+    for number in sorted({judgement.image for judgement in judgements if not judgement.final}):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    numbers = ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+    if sum(map(len, runs)) > 1:
+        return f"the corpses (images {numbers})"
+    return f"the corpse (image {numbers})" if runs else ""
 
 
 def three(run: Run, concerned: Collection[int]) -> Sequence[Image | None]:

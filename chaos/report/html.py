@@ -18,7 +18,7 @@ import jinja2
 import orjson
 from markupsafe import Markup
 
-from chaos.report.aftermath import LABELS, Fact, Sight
+from chaos.report.aftermath import LABELS, Fact, Sight, corpses_of
 from chaos.report.concerns import concerns
 from chaos.report.run import Finding, Judgement, Name, Run, load_run
 from chaos.report.slice import causal_slice, focus
@@ -65,7 +65,7 @@ def render_html(run_dir: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(plain=plain, clipped=clipped, json=_json, lines=_lines)
+    environment.filters.update(plain=plain, clipped=clipped, json=_json, lines=_lines, seen_on=_seen_on)
     return environment.get_template("page.html").render(
         run=run,
         status=status,
@@ -170,6 +170,11 @@ class Badge:
             for finding in judgement.findings:
                 made.setdefault(finding.what, (finding, {}))[1][judgement.image] = judgement
         return [(finding, list(judgements.values())) for finding, judgements in made.values()]
+
+
+def _seen_on(judgements: Sequence[Judgement]) -> str:
+    corpses = corpses_of(judgements)
+    return " and ".join([f"on {corpses}"] * bool(corpses) + ["at the end"] * any(each.final for each in judgements))
 
 
 def _badges(run: Run) -> Sequence[Badge]:

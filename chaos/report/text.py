@@ -9,7 +9,7 @@ from typing import Final
 
 import attrs
 
-from chaos.report.aftermath import LABELS, Sight, caption, three
+from chaos.report.aftermath import LABELS, Sight, caption, corpses_of, three
 from chaos.report.concerns import Concern, concerns
 from chaos.report.run import Finding, Image, Judgement, Name, Run, load_run
 from chaos.report.slice import causal_slice, focus
@@ -57,7 +57,9 @@ def _failed(run: Run) -> Iterator[str]:
     names = focus(about, run.history, concern, run.sent)
     yield f"{run.verdict.status.upper():.40}  {clipped(run.scenario, 50)}  {_counts(run)}"
     for reason in run.verdict.reasons:
-        yield from wrapped(reason, WIDTH, "  ")
+        # The log of a worker may follow.
+        for number, line in enumerate(reason.splitlines()):
+            yield from wrapped(line, WIDTH, "    " if number else "  ")
     yield from _broken(run)
     yield ""
     yield from _plan(run)
@@ -124,16 +126,15 @@ class _Group:
 
     judgement: Judgement
     finding: Finding
-    images: list[str]
+    seen: list[Judgement]
 
 
 def _broken(run: Run) -> Iterator[str]:
     groups: dict[tuple[str, str], _Group] = {}
     for judgement, finding in findings(run):
-        where = "the end" if judgement.final else f"the corpse (image {judgement.image})"
         group = groups.setdefault((judgement.id, finding.what), _Group(judgement, finding, []))
-        if where not in group.images:
-            group.images.append(where)
+        if judgement not in group.seen:
+            group.seen.append(judgement)
     for name in dict.fromkeys(name for name, _ in groups):
         mine = [group for (id_, _), group in groups.items() if id_ == name]
         yield ""
@@ -158,12 +159,13 @@ def _finding(run: Run, group: _Group) -> Iterator[str]:
         for outcome in command.expect
     }
     outcome = f"; outcome {' or '.join(sorted(expected))}" if expected else ""
+    at_end = "the end" if any(each.final for each in group.seen) else ""
     parts = (
         ("scope", plain(finding.scope)),
         ("key" if len(finding.keys) == 1 else "keys", keys),
         ("expected", f"as guaranteed{outcome}"),
         ("got", plain(finding.what)),
-        ("seen on", ", ".join(group.images)),
+        ("seen on", ", ".join(filter(None, [corpses_of(group.seen), at_end]))),
     )
     for label, value in parts:
         if value:

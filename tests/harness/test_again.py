@@ -13,6 +13,7 @@ import pytest
 from chaos.again import discard, load_past
 from chaos.builtin import CRASH_MATRIX
 from chaos.case import Case
+from chaos.checkers import Checker
 from chaos.mutants.patch import Edit, Patch, patch_to_json
 from chaos.observer import resent
 from chaos.verdict import RunError
@@ -82,18 +83,25 @@ def test_invariants_come_from_the_scenario(tmp_path: Path, monkeypatch: pytest.M
     )
     home = directory(tmp_path, case_of("", source="mine.py"))
     past = load_past(home)
-    assert [checker.id for checker in past.case.invariants] == ["few"]
-    assert past.lacking == ""
+    [few] = past.case.invariants
+    assert (few.id, past.lacking) == ("few", "")
+    (tmp_path / "judged").mkdir()
+    home = directory(tmp_path / "judged", case_of("", source="mine.py", invariants=[few]))
     (tmp_path / "mine.py").unlink()
     past = load_past(home)
     assert past.case.invariants == ()
-    assert past.lacking.startswith("invariants of the scenario's own are left out: there is no scenario script")
+    assert past.lacking.startswith("not judged again: few: there is no scenario script")
 
 
 @pytest.mark.parametrize("source", ["", "--app own:app --workload work.jsonl"])
-def test_without_a_scenario_there_are_none(tmp_path: Path, source: str) -> None:
+def test_without_a_scenario_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    monkeypatch.chdir(tmp_path)
     past = load_past(directory(tmp_path, case_of("", source=source)))
     assert (past.case.invariants, past.lacking) == ((), "")
+    many = Checker("many", "Many: they are not few.", lambda evidence: [1])
+    (tmp_path / "judged").mkdir()
+    past = load_past(directory(tmp_path / "judged", case_of("", source=source, invariants=[many])))
+    assert past.lacking.startswith("not judged again: many: ")
 
 
 @pytest.mark.parametrize(

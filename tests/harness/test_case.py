@@ -159,8 +159,7 @@ async def test_a_kill_no_rule_asked_for_is_no_pass(lab: Lab) -> None:
     outcome = await lab.run(case(sent=sent, limit=2))
     assert outcome.status is Status.INCONCLUSIVE
     assert outcome.verdict.reasons == [
-        "worker#1 ended with -9, which no rule asked for",
-        "worker#2 ended with -9, which no rule asked for",
+        "worker#1, worker#2 ended with -9 in the handler of counter.die, which no rule asked for",
     ]
 
 

@@ -234,6 +234,8 @@ def test_a_workload_that_is_missing(says: Says, tmp_path: Path) -> None:
     [
         ("app = ", "cannot be read"),
         ('ap = "own:app"', "has no 'ap'; it has: app, workload, "),
+        ("tool.meshforge-chaos = 1", "must be a table"),
+        ("tool = 1", "must be a table"),
         ("app = 1", "app must be a text"),
         ("unreached = [1]", "unreached must be a table"),
         ('unreached = { nowhere = "x" }', "there is no point 'nowhere'"),
@@ -246,7 +248,8 @@ def test_a_configuration_that_is_wrong(
     says: Says, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str, wanted: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "pyproject.toml").write_text(f"[tool.meshforge-chaos]\n{table}\n")
+    head = "" if table.startswith("tool") else "[tool.meshforge-chaos]\n"
+    (tmp_path / "pyproject.toml").write_text(f"{head}{table}\n")
     said = says("gate")
     assert said.code == 3
     assert wanted in one_line(said)

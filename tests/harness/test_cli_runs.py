@@ -167,9 +167,37 @@ def test_a_violation_is_told_and_can_be_run_again(says: Says, project: Path) -> 
 
     (project / "scenarios/many.py").unlink()
     without = says("judge", home, "--json")
-    assert without.code == 0
-    assert "invariants of the scenario's own are left out: there is no scenario 'many'" in without.err
-    assert json.loads(without.out)["status"] == "pass"
+    assert (without.code, json.loads(without.out)["status"]) == (2, "inconclusive")
+    [why] = json.loads(without.out)["reasons"]
+    assert why.startswith("not judged again: few: there is no scenario 'many'")
+    again = says("replay", home, "--report", "again")
+    assert (again.code, again.out.splitlines()) == (
+        2,
+        ["few fell in 0 of 1", f"inconclusive: {why}", "reproduced 0 of 1: few"],
+    )
+
+
+def test_the_invariants_of_a_project_are_judged_again(says: Says, project: Path) -> None:
+    rules = SCRIPT.partition("SCENARIO = ")[0].replace("%d", "0")
+    few = "Checker('few', 'Few: there are not many events.', look, on_corpse=False)"
+    (project / "rules.py").write_text(f"{rules}INVARIANTS = [{few}]\n")
+    (project / "pyproject.toml").write_text("[tool.meshforge-chaos]\ninvariants = 'rules:INVARIANTS'\n")
+    said = says("run", "--app", "box_agents:app", "--workload", "work.jsonl", "--plan", "", "--report", "kept")
+    assert said.code == 1
+    home = project / "kept/box_agents-app-1"
+    assert "the end: few broken: Few" in says("judge", home).out
+    assert "reproduced 1 of 1: few" in says("replay", home, "--report", "again").out
+    told = json.loads((home / "run.json").read_bytes())
+    # As a test leaves it, which has its invariants from where it likes.
+    (home / "run.json").write_text(json.dumps({**told, "source": ""}))
+    assert says("judge", home).code == 1
+    (home / "run.json").write_text(json.dumps({**told, "source": "", "invariants": []}))
+    assert says("judge", home).code == 0
+    (home / "run.json").write_text(json.dumps(told))
+    (project / "pyproject.toml").unlink()
+    judged = says("judge", home)
+    assert judged.code == 2
+    assert "not judged again: few: pyproject.toml of the working directory does not name them" in judged.out
 
 
 def test_agents_and_commands_of_ones_own(says: Says, project: Path) -> None:
@@ -188,9 +216,36 @@ def test_agents_and_commands_of_ones_own(says: Says, project: Path) -> None:
 
 def test_an_app_that_cannot_be_imported_is_inconclusive(says: Says, project: Path) -> None:
     said = says("run", "--app", "nowhere_at_all:app", "--workload", "work.jsonl", "--plan", "")
-    assert said.code == 2
-    assert "module 'nowhere_at_all' cannot be imported" in said.out
-    assert "1 inconclusive" in said.out
+    assert (said.code, said.out) == (2, "")
+    [line] = said.err.splitlines()
+    assert line.startswith("meshforge-chaos: inconclusive: app 'nowhere_at_all:app': module 'nowhere_at_all' cannot be")
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ({"agent": "bax", "action": "put"}, "the app has no agent 'bax'; it has: box"),
+        ({"agent": "box", "action": "pat"}, "box has no 'pat'; it has: put"),
+        ({"agent": "box", "action": "put", "query": True}, "box.put changes something, and query is true"),
+        (
+            {"agent": "box", "action": "put", "expect": ["ok"]},
+            "expect must be a list of decided, conflict, refused, dead",
+        ),
+        ({"agent": "box", "action": "put", "key": ""}, "idempotency_key must be 1 to 256 characters"),
+        ({"agent": "box", "action": "put", "entity_id": ""}, "entity_id must be 1 to 256 characters"),
+        ({"agent": "box", "action": "put", "expected_version": -1}, "expected_version -1 is negative"),
+    ],
+    ids=["agent", "action", "query", "outcome", "key", "entity", "version"],
+)
+def test_a_workload_that_asks_for_what_is_not_there(
+    says: Says, project: Path, line: Mapping[str, Any], wanted: str
+) -> None:
+    fine = '{"agent": "box", "action": "put", "payload": {"n": 4}, "entity_id": "a"}\n'
+    (project / "work.jsonl").write_text(f"{fine}\n{json.dumps(line)}\n")
+    for command in ("run", "gate"):
+        said = says(command, "--app", "box_agents:app", "--workload", "work.jsonl")
+        assert (said.code, said.out) == (3, "")
+        assert said.err.startswith(f"meshforge-chaos: work.jsonl: line 3: {wanted}")
 
 
 def test_a_sweep_has_a_receipt_for_every_kill(says: Says) -> None:
@@ -292,6 +347,23 @@ def test_an_interrupt_ends_everything(number: signal.Signals, tmp_path: Path) ->
     while bearing(mark):
         assert time.monotonic() < deadline, bearing(mark)
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("run", "crash-matrix", "--plan", KILL), 0),
+        (("replay", "nothing"), 3),
+        (("run", "--batch", "0"), 3),
+    ],
+    ids=["progress", "error", "usage"],
+)
+def test_progress_that_nobody_reads_is_no_failure(arguments: tuple[str, ...], code: int) -> None:
+    command = [sys.executable, "-m", "chaos", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        process.stderr.close()
+        assert process.wait(60) == code
 
 
 def test_a_script_runs_by_itself(project: Path) -> None:

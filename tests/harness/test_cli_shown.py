@@ -21,6 +21,7 @@ from chaos.cli.live import Board
 from chaos.gate import Target
 from chaos.lab import Outcome
 from chaos.mutants.patch import Patch
+from chaos.plan import parse_plan, plan_to_json
 from chaos.scenario import Search
 from chaos.sweep import Fixed
 
@@ -145,6 +146,51 @@ def test_a_plan_that_breaks_nothing(says: Says) -> None:
     assert said.out == "no guarantee fell in 3 of 3\n"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "crash-matrix", "--report", "file/runs"),
+        ("gate", "--junit", "file/junit.xml"),
+        ("gate", "--certificate", "file/more/proof.json"),
+        ("gate", "--json", "folder"),
+        ("gate", "--report", "file/runs"),
+        ("report", "run", "--html", "file/page.html"),
+    ],
+    ids=" ".join,
+)
+def test_where_nothing_can_be_written_nothing_is_run(
+    says: Says, lab: PaperLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    failing_run(tmp_path / "run")
+    said = says(*arguments)
+    assert (said.code, said.out, lab.asked) == (3, "", [])
+    assert "is no directory" in said.err or "is a directory" in said.err
+
+
+def test_a_page_makes_its_folder(says: Says, tmp_path: Path) -> None:
+    page = tmp_path / "pages/of/runs.html"
+    assert says("report", failing_run(tmp_path / "run"), "--html", page).code == 0
+    assert "G" in page.read_text()
+
+
+def test_a_plan_from_a_file_in_a_folder(says: Says, lab: PaperLab, tmp_path: Path) -> None:
+    (tmp_path / "plan.txt").write_text(KILL + "\n")
+    (tmp_path / "plan.json").write_text(json.dumps(plan_to_json(parse_plan(KILL))))
+    for given in (f"@{tmp_path / 'plan.txt'}", tmp_path / "plan.json"):
+        assert says("replay", given).code == 0
+        assert lab.plans.pop() == KILL
+
+
+def test_a_plan_that_shows_nothing(says: Says, lab: PaperLab) -> None:
+    lab.answer = lambda case, patch: happens(case, reasons=["never fired"])
+    said = says("replay", KILL, "--times", 2)
+    assert said.code == 2
+    assert said.out.splitlines()[-2:] == ["no guarantee fell in 2 of 2", "inconclusive: 2 of 2"]
+
+
 def test_a_plan_that_breaks_now_and_then(says: Says, lab: PaperLab) -> None:
     def answer(case: Case, patch: Patch | None) -> Outcome:
         return happens(case, fell=["G2"] if len(lab.asked) % 2 else [])
@@ -244,7 +290,7 @@ def test_a_terminal_has_one_line_that_moves(
     def terminal(**options: Any) -> Console:
         return Console(file=sys.stderr, force_terminal=True, width=100, **{**options, "stderr": False})
 
-    monkeypatch.setattr("chaos.cli.live.Console", terminal)
+    monkeypatch.setattr("chaos.cli.live.Screen", terminal)
     board = Board()
     with board.shown():
         board.stage("a stage")

@@ -77,8 +77,7 @@ async def test_a_damaged_one_is_refused(image: Path, tmp_path: Path) -> None:
 
     told = orjson.loads((image / "image.json").read_bytes())
     for name in FILES:
-        if name != "store.db":  # a store that is missing is one that was not made yet
-            refused(name, None)
+        refused(name, None)
         whole = (image / name).read_bytes()
         if len(whole) > 3:
             refused(name, whole[: len(whole) // 2 + 1])
@@ -88,6 +87,7 @@ async def test_a_damaged_one_is_refused(image: Path, tmp_path: Path) -> None:
     refused("image.json", orjson.dumps({**told, "facts": []}))
     refused("image.json", orjson.dumps({**told, "facts": {COMMANDS: {"name": COMMANDS}}}))
     refused("image.json", orjson.dumps({**told, "copied": {}}))
+    refused("image.json", orjson.dumps({name: value for name, value in told.items() if name != "store"}))
     *lines, _ = (image / "commands.jsonl").read_bytes().splitlines(keepends=True)
     refused("commands.jsonl", b"".join(lines))
     refused("events.jsonl", b"")
@@ -97,6 +97,13 @@ async def test_a_damaged_one_is_refused(image: Path, tmp_path: Path) -> None:
     refused("events.jsonl", b'{"seq":1,"subject":"s","msg_id":"m","body_base64":"!"}\n')
     with pytest.raises(ImageError):
         load_image(tmp_path / "nowhere")
+
+
+async def test_a_store_that_was_not_made_yet_holds_nothing(image: Path) -> None:
+    told = orjson.loads((image / "image.json").read_bytes())
+    (image / "image.json").write_bytes(orjson.dumps({**told, "store": {}}))
+    (image / "store.db").unlink()
+    assert load_image(image).rows == Rows()
 
 
 # -- evidence ------------------------------------------------------------------------------------------------------

@@ -329,9 +329,10 @@ def test_without_a_script_of_that_name_the_built_in_is_swept(tmp_path: Path, mon
 
 
 def test_somebody_elses_agents_are_swept_and_a_few_bugs_planted(tmp_path: Path) -> None:
-    (tmp_path / "work.jsonl").write_text('{"agent": "box", "action": "put"}\n')
-    target = target_of(Project("own:app", tmp_path / "work.jsonl", tmp_path, regressions=("proxy:ack@1=swallow",)))
-    assert (target.base.app, target.strict, target.kills_min) == ("own:app", False, 40)
+    app = "chaos.agents:counter_only"
+    (tmp_path / "work.jsonl").write_text('{"agent": "counter", "action": "add"}\n')
+    target = target_of(Project(app, tmp_path / "work.jsonl", tmp_path, regressions=("proxy:ack@1=swallow",)))
+    assert (target.base.app, target.strict, target.kills_min) == (app, False, 40)
     assert [mutant.guarantee for mutant in target.mutants] == ["G1", "G2", "G3", "G4", "G5"]
     assert target.regressions == ("proxy:ack@1=swallow",)
 

@@ -19,7 +19,7 @@ from chaos.invariants import of_all, of_all_chains, of_each, of_each_step
 from chaos.project import ProjectError, load_project
 from chaos.rows import OutputRow, Rows
 from chaos.workload import command
-from meshforge_trio.agent import Agent
+from meshforge_trio.agent import Agent, Context, Event
 from meshforge_trio.runtime import App
 from meshforge_trio.subjects import Scope
 
@@ -31,6 +31,10 @@ OTHER: Final = Scope("default", "other", "account")
 
 def adding(name: str) -> Agent[int]:
     agent: Agent[int] = Agent(name, state=int, initial=int)
+
+    @agent.command("move")
+    def move(state: int, payload: dict[str, Any], ctx: Context) -> Event:
+        return Event("moved", {"by": payload["by"]})
 
     @agent.event("moved")
     def moved(state: int, event: dict[str, Any]) -> int:
@@ -161,7 +165,7 @@ def project(home: Path, line: str, source: str = "") -> None:
     (home / "own_invariants.py").write_text(source)
     text = '[tool.meshforge-chaos]\napp = "invariants_bank:app"\nworkload = "w.jsonl"\n'
     (home / "pyproject.toml").write_text(f"{text}{line}\n")
-    (home / "w.jsonl").write_text('{"agent": "account", "action": "open"}\n')
+    (home / "w.jsonl").write_text('{"agent": "account", "action": "move"}\n')
 
 
 @pytest.fixture

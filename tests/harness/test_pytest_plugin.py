@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -66,8 +68,8 @@ def project(home: Path, **files: str) -> Path:
     return home
 
 
-def run(home: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTEST_ADDOPTS": "", "PYTHONDONTWRITEBYTECODE": "1"}
+def run(home: Path, *options: str, **more: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTEST_ADDOPTS": "", "PYTHONDONTWRITEBYTECODE": "1", **more}
     return subprocess.run(
         [sys.executable, "-m", "pytest", *options],
         cwd=home,
@@ -123,6 +125,8 @@ def test_what_breaks_is_told_with_the_line_that_replays_it(tmp_path: Path) -> No
     assert "G7 broken: Replay: state rebuilt from the store hashes to the recorded hash" in done.stdout
     replay = "pytest test_clock.py::test_one --chaos-seed 3 --chaos-plan 'worker#1:after_store@1=kill'"
     assert replay in done.stdout
+    assert "FAILED test_clock.py::test_one - Failed: violation: G7" in done.stdout
+    assert "page: runs/test_one-1/report.html" in done.stdout
     page = home / "runs" / "test_one-1" / "report.html"
     assert "G7" in page.read_text()
     again = run(
@@ -142,6 +146,43 @@ def test_an_app_that_cannot_be_imported_is_inconclusive_and_no_pass(tmp_path: Pa
     assert done.returncode == 1, done.stdout + done.stderr
     assert "verdict: inconclusive" in done.stdout
     assert "not today" in done.stdout
+
+
+def test_without_a_server_tests_fail_in_a_line(tmp_path: Path) -> None:
+    tests = f"{TESTS}\n\ndef test_at_hand(chaos_nats):\n    assert chaos_nats.url\n"
+    missing = "import sys\nsys.executable = '/nowhere/python'\n"
+    home = project(tmp_path, clock=FORGETFUL, test_clock=tests, conftest=missing)
+    done = run(home, "-q", PATH="/nowhere")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stdout.count("inconclusive: no nats-server found: pip install meshforge-trio[server]") >= 2
+    assert "Traceback" not in done.stdout
+
+
+def test_an_interrupt_ends_the_session_and_not_the_test(tmp_path: Path) -> None:
+    tests = TESTS.replace("made = Workload()", "made = Workload()\n    open('began', 'w').close()")
+    tests += "\n\ndef test_next():\n    open('next', 'w').close()\n"
+    # A shell starts what it runs in the background with SIGINT ignored.
+    heard = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    home = project(tmp_path, clock=FORGETFUL, test_clock=tests, conftest=heard)
+    process = subprocess.Popen([sys.executable, "-m", "pytest", "-q"], cwd=home, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (home / "began").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == pytest.ExitCode.INTERRUPTED, out
+    assert "KeyboardInterrupt" in out
+    assert not (home / "next").exists()
+
+
+def test_commands_to_nobody_are_inconclusive_at_once(tmp_path: Path) -> None:
+    home = project(tmp_path, clock=FORGETFUL, test_clock=TESTS.replace('"clock", "tick"', '"watch", "tick"'))
+    done = run(home, "-q")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "verdict: inconclusive" in done.stdout
+    assert "cmd.default.demo.watch.tick is sent, and clock:app in default/demo does not serve it" in done.stdout
 
 
 @pytest.mark.parametrize(

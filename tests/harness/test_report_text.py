@@ -136,6 +136,25 @@ def test_a_run_that_shows_nothing_is_told_with_its_reasons(runs: Mapping[str, Pa
     assert any(line.startswith("What happened (3 keys") for line in lines)
 
 
+def test_the_log_in_a_reason_keeps_its_lines(runs: Mapping[str, Path], tmp_path: Path) -> None:
+    why = ["worker#1 ended with 70 before it got to work: KeyError: 'k'\nits log:\nFile \x1b[1mapp.py\nKeyError: 'k'"]
+    home = changed(runs["pass"], tmp_path, "verdict.json", status="inconclusive", reasons=why, receipts=[])
+    lines = render_text(home).splitlines()
+    first = "  worker#1 ended with 70 before it got to work: KeyError: 'k'"
+    assert lines[1:5] == [first, "    its log:", "    File \\u001b[1mapp.py", "    KeyError: 'k'"]
+
+
+def test_images_in_a_row_are_told_as_one(runs: Mapping[str, Path], tmp_path: Path) -> None:
+    found = {"what": "lost", "keys": ["k1"], "scope": ""}
+    judged = [
+        {"image": n, "final": n == 9, "id": "G2", "sentence": "Once.", "examined": 1, "findings": [found]}
+        for n in (1, 2, 3, 5, 7, 8, 9)
+    ]
+    many = changed(runs["fail"], tmp_path / "many", "verdict.json", judgements=judged)
+    assert "seen on      the corpses (images 1 to 3, 5, 7, 8), the end\n" in render_text(many)
+    assert "seen on the corpses (images 1 to 3, 5, 7, 8) and at the end<" in render_html(many)
+
+
 def test_many_findings_and_many_keys_are_cut(runs: Mapping[str, Path], tmp_path: Path) -> None:
     findings = [{"what": f"finding {n}", "keys": ["k1", "k2", HOSTILE[:256], "x" * 300], "scope": ""} for n in range(9)]
     judged = {"image": 1, "final": False, "id": "G2", "sentence": "Once.", "examined": 9, "findings": findings}

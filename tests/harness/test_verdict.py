@@ -238,7 +238,8 @@ def test_a_run_in_which_nothing_was_sent(home: Path) -> None:
         for name in ("commands", "events", "failed"):
             (image / f"{name}.jsonl").write_bytes(b"")
         facts = orjson.loads((image / "image.json").read_bytes())
-        (image / "image.json").write_bytes(orjson.dumps({**facts, "copied": dict.fromkeys(facts["copied"], 0)}))
+        none = {"copied": dict.fromkeys(facts["copied"], 0), "store": {}}
+        (image / "image.json").write_bytes(orjson.dumps({**facts, **none}))
     told(home, sent=[], claims=[])
     history(home, lambda record: None if record["kind"] in ("send", "ok", "heard", "call", "decided") else record)
     assert reasons(home) == ["nothing was sent"]
@@ -251,7 +252,7 @@ def test_nothing_was_ever_decided(home: Path) -> None:
         part.unlink()
     (corpse / "events.jsonl").write_bytes(b"")
     image = orjson.loads((corpse / "image.json").read_bytes())
-    image["copied"]["MESHFORGE_EVENTS"] = 0
+    image["copied"]["MESHFORGE_EVENTS"], image["store"] = 0, {}
     (corpse / "image.json").write_bytes(orjson.dumps(image))
     history(home, lambda r: None if r["kind"] == "image" and r["number"] == 2 else r)
     history(home, lambda r: None if r["kind"] in ("call", "decided", "heard") else r)

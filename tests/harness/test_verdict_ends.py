@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import apsw
 import orjson
 import pytest
 import trio
@@ -15,7 +17,7 @@ from chaos.case import Case
 from chaos.evidence import Sent
 from chaos.lab import open_lab
 from chaos.plan import parse_plan
-from chaos.verdict import Status, judge_run
+from chaos.verdict import Status, Verdict, judge_run, load_run
 from chaos.workload import SCOPE, command
 
 RULE = "worker#1:before_store@2=eio_write"
@@ -105,3 +107,69 @@ def test_a_store_that_is_locked_ends_nobody(home: Path) -> None:
     plan(home, lock)
     change(home, "worker#1", "fault", rule=lock)
     assert judge_run(home).reasons == ["worker#1 ended with 4, which no rule asked for"]
+
+
+def test_ends_of_a_kind_are_told_together(home: Path) -> None:
+    path = home / "history.jsonl"
+    spawned = next(record for record in load_run(home).history if record.kind == "spawn")
+    more = [
+        {"t": spawned.t, "actor": f"worker#{n}", "kind": kind, **fields}
+        for n in range(3, 9)
+        for kind, fields in (("spawn", {"pid": 1}), ("exit", {"status": 3 if n < 7 else 1}))
+    ]
+    path.write_bytes(path.read_bytes() + b"".join(orjson.dumps(line) + b"\n" for line in more))
+    assert judge_run(home).reasons == [
+        "worker#3, worker#4 and 2 more ended with 3, which no rule asked for",
+        "worker#7, worker#8 ended with 1, which no rule asked for",
+    ]
+
+
+def test_the_handler_that_a_worker_did_not_come_back_from_is_named(home: Path) -> None:
+    called = next(record for record in load_run(home).history if record.kind == "call")
+    call = {"t": called.t, "actor": "worker#2", "kind": "call", **called.fields}
+    path = home / "history.jsonl"
+    change(home, "worker#2", "exit", status=1)
+    lines = path.read_bytes().splitlines(keepends=True)
+    end = next(i for i, line in enumerate(lines) if b'"exit"' in line and b"worker#2" in line)
+    lines.insert(end, orjson.dumps(call) + b"\n")
+    path.write_bytes(b"".join(lines))
+    assert judge_run(home).reasons == ["worker#2 ended with 1 in the handler of counter.add, which no rule asked for"]
+
+
+@pytest.mark.parametrize("expect", [(), ("dead",)])
+def test_commands_that_are_all_set_aside_show_nothing_unless_it_was_expected(expect: tuple[str, ...]) -> None:
+    sent = [Sent(command(SCOPE, "explode", n, entity_id="a"), expect=expect) for n in (1, 2)]
+    found: list[Verdict] = []
+
+    async def main() -> None:
+        async with open_lab() as lab:
+            found.append((await lab.run(Case("chaos.agents:counter_only", sent))).verdict)
+
+    trio.run(main)
+    if expect:
+        assert found[0].reasons == []
+        assert found[0].status is Status.PASS
+    else:
+        assert found[0].status is Status.INCONCLUSIVE
+        nothing, why = found[0].reasons
+        assert nothing == "no command was decided, of its keys are 2 dead"
+        assert why.startswith(
+            "set aside, which nothing expects: key 'k1', key 'k2'; the first because the handler failed"
+        )
+
+
+def test_one_command_that_is_set_aside_among_others_has_to_be_expected(home: Path) -> None:
+    path = home / "image-2/store.db"
+    with closing(apsw.Connection(str(path))) as store:
+        columns = "scope, key, generation, n, subject, body, headers, code, reason, attempts, first_at, last_at"
+        store.execute(
+            f"INSERT INTO dead_letters ({columns}, entity_id, trace_id, state, calls)"
+            " SELECT scope, key, 0, 99, 's', x'', x'', 'c', 'it always raises', 3, 0.0, 0.0, NULL, '', 0, '[]'"
+            " FROM keys WHERE key = 'k1'"
+        )
+    told = orjson.loads((home / "run.json").read_bytes())
+    wanted = "set aside, which nothing expects: key 'k1'; the first because it always raises"
+    for expect, reasons in ((["decided"], False), (["dead"], False), ([], True)):
+        sent = [{**told["sent"][0], "expect": expect}, *told["sent"][1:]]
+        (home / "run.json").write_bytes(orjson.dumps({**told, "sent": sent}))
+        assert (wanted in judge_run(home).reasons) is reasons

@@ -174,6 +174,26 @@ def test_an_old_binary_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
+    ("content", "mode", "told"),
+    [
+        ("", 0o755, "cannot be run: .*Exec format error"),
+        ("#!/bin/sh\n", 0o644, "cannot be run: .*Permission denied"),
+        ("#!/bin/sh\nexit 7\n", 0o755, "is no nats-server: --version ended with 7, '' names no nats-server version"),
+    ],
+    ids=["empty", "not executable", "something else"],
+)
+def test_a_binary_that_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, mode: int, told: str
+) -> None:
+    binary = tmp_path / "nats-server"
+    binary.write_text(content)
+    binary.chmod(mode)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    with pytest.raises(Misconfigured, match=f"^{binary} {told}"):
+        find_binary()
+
+
+@pytest.mark.parametrize(
     ("text", "version"),
     [("nats-server: v2.15.1\n", (2, 15, 1)), ("2.16.0-beta.1", (2, 16, 0)), ("2.14.10", (2, 14, 10))],
 )
