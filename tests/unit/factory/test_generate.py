@@ -203,7 +203,7 @@ def test_a_component_that_is_off_leaves_nothing_behind() -> None:
     for path, text in off.items():
         assert not re.search(r"lock_manager|LockManager|\.lock\.|signing|nkey|log_json|dlq", text), path
     assert not {"keys.py", "tests/test_dead_letters.py", "tests/test_telemetry.py"} & off.keys()
-    assert tomllib.loads(off["meshforge.toml"])["engine"]["retry"]["limit"] == 1000
+    assert tomllib.loads(off["meshforge.toml"])["engine"]["retry"]["limit"] == 0
 
 
 def test_a_component_that_is_on_is_wired_and_tested() -> None:
