@@ -24,7 +24,7 @@ import importlib
 import shlex
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,7 +40,7 @@ from meshforge_trio.errors import Poison
 from meshforge_trio.points import Point
 from meshforge_trio.subjects import Scope, is_token
 
-__all__ = ["Project", "ProjectError", "app_scenario", "load_project", "read_workload"]
+__all__ = ["Project", "ProjectError", "app_scenario", "load_project", "read_workload", "workspaces_of"]
 
 _TABLE: Final = "meshforge-chaos"
 _WORKSPACE: Final = "default/demo"
@@ -156,10 +156,15 @@ def app_scenario(app: str, workload: Path, invariants: Sequence[Checker] = ()) -
         about=f"{app} is killed at every hit of every point.",
         app=app,
         workload=lambda seed: sent,
-        workspaces=tuple(dict.fromkeys(f"{each.scope.tenant}/{each.scope.workspace}" for each in sent)),
+        workspaces=workspaces_of(sent),
         invariants=invariants,
         source=f"--app {shlex.quote(app)} --workload {shlex.quote(str(workload))}",
     )
+
+
+def workspaces_of(sent: Iterable[Sent]) -> tuple[str, ...]:
+    """Which `<tenant>/<workspace>` commands go to."""
+    return tuple(dict.fromkeys(f"{each.scope.tenant}/{each.scope.workspace}" for each in sent))
 
 
 def read_workload(path: Path) -> Sequence[Sent]:

@@ -21,8 +21,9 @@ from meshforge_trio.points import Point
 ROOT: Final = Path(__file__).parents[2]
 DEMO: Final = ROOT / "examples/multi_agent_demo_prd.md"
 PRDS: Final = sorted((ROOT / "tests/prds").glob("*.md"))
-#: All but the crash tests, which take longer.
+#: All but the crash tests, which take longer; and those with one of them.
 QUICK: Final = ("-k", "not chaos")
+KILLED_ONCE: Final = ("-k", "not chaos or before_store")
 
 pytestmark = pytest.mark.slow
 
@@ -197,4 +198,6 @@ def test_every_prd_gives_a_workspace_that_is_typed_and_runs(stranger: Stranger, 
         cwd=home,
     )
     assert typed.returncode == 0, typed.stdout
-    assert " passed" in stranger.passes(home, *pytest_command(*QUICK))
+    told = stranger.passes(home, *pytest_command(*KILLED_ONCE))
+    assert " passed" in told
+    assert "1 runs, 1 processes killed, at 1 points" in told
