@@ -23,10 +23,11 @@ from rich.table import Table
 from benchmarks.throughput import Figure
 from chaos.builtin import find_scenario
 from chaos.cli.gate import target_of
-from chaos.gate import PROFILES, Gate, run_gate
+from chaos.gate import Gate, run_gate
 from chaos.lab import Lab, Outcome, open_lab
 from chaos.mutants.catalogue import CATALOGUE
 from chaos.mutants.detect import Detection
+from chaos.profiles import PROFILES
 from chaos.project import load_project
 from chaos.sweep import Sweep
 from chaos.tally import Tally

@@ -36,6 +36,8 @@ _WITHOUT_POWER_LOSS: Final = (
 )
 CRASH_CLASS: Final = f"{_WITHOUT_POWER_LOSS}; not power loss: what the kernel had taken survived"
 _WITH_POWER_LOSS: Final = f"{_WITHOUT_POWER_LOSS}; power loss of the store's machine, by its crash images"
+#: Of a profile that does nothing else.
+_KILLS_ALONE: Final = "process crash (SIGKILL at a named point); of other faults what the scripts try; not power loss"
 #: Promises that an image broke and that are told, of each seed.
 _BROKEN_MAX: Final = 3
 _GIT_S: Final = 10.0
@@ -48,7 +50,7 @@ def certificate(gate: Gate) -> Mapping[str, Any]:
         "verdict": gate.status.value,
         "reasons": list(gate.reasons),
         "profile": gate.profile.name,
-        "crash_class": _WITH_POWER_LOSS if gate.power else CRASH_CLASS,
+        "crash_class": _crash_class(gate),
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(gate.seconds, 1),
         "seeds": list(gate.profile.seeds),
@@ -75,6 +77,12 @@ def certificate(gate: Gate) -> Mapping[str, Any]:
         },
         "versions": _versions(),
     }
+
+
+def _crash_class(gate: Gate) -> str:
+    if gate.profile.actions == ("kill",):
+        return _KILLS_ALONE
+    return _WITH_POWER_LOSS if gate.power else CRASH_CLASS
 
 
 def _stage(stage: Stage) -> Mapping[str, Any]:

@@ -27,9 +27,9 @@ from chaos.case import Case
 from chaos.lab import Lab, Outcome
 from chaos.mutants.detect import Detection, run_catalogue
 from chaos.mutants.mutant import Mutant
-from chaos.plan import ALLOWED
 from chaos.power.check import check_seeds
 from chaos.power.result import PowerResult
+from chaos.profiles import Profile
 from chaos.scenario import Scenario, Search
 from chaos.shrink import Violation, smallest
 from chaos.sweep import Fixed, Pairs, Sweep
@@ -37,7 +37,7 @@ from chaos.tally import Cell, Tally, cells, reasons_for
 from chaos.verdict import Status
 from meshforge_trio.points import Point
 
-__all__ = ["PROFILES", "Gate", "Profile", "Stage", "Target", "Watch", "judged", "plan_for", "run_gate"]
+__all__ = ["Gate", "Stage", "Target", "Watch", "judged", "plan_for", "run_gate"]
 
 #: Stages at a time: the last runs of one leave room that the next can use.
 _ABREAST: Final = 3
@@ -48,44 +48,6 @@ _SECONDS: Final[Mapping[str, float]] = {"full": 0.3, "pause": 0.3, "lock": 0.3, 
 #: What damages the broker's files: there must be events in them, and marks that speak of some which are left.
 _DAMAGES: Final = frozenset({"truncate", "flip", "rot"})
 _ALONE: Final = (Point.BEFORE_ATTEMPT, Point.IN_ATTEMPT)
-
-
-@attrs.frozen
-class Profile:
-    """How much is tried. `pairs` are the points whose ordered pairs are, `actors` those whose every cell is.
-
-    `shrink_s` is how long smaller cases are looked for, for each violation.
-    """
-
-    name: str
-    seeds: Sequence[int]
-    batches: Sequence[int]
-    pairs: Sequence[Point]
-    actors: Sequence[str]
-    kills_min: int
-    shrink_s: float
-
-
-PROFILES: Final[Mapping[str, Profile]] = {
-    "pr": Profile(
-        "pr",
-        seeds=(0,),
-        batches=(1, 64),
-        pairs=(Point.AFTER_RESET, Point.BEFORE_STORE, Point.AFTER_STORE, Point.AFTER_PUBLISH, Point.AFTER_ACK),
-        actors=tuple(ALLOWED),
-        kills_min=300,
-        shrink_s=30.0,
-    ),
-    "nightly": Profile(
-        "nightly",
-        seeds=(0, 1, 2),
-        batches=(1, 3, 64),
-        pairs=tuple(Point),
-        actors=tuple(ALLOWED),
-        kills_min=2_000,
-        shrink_s=600.0,
-    ),
-}
 
 
 @attrs.frozen
@@ -148,7 +110,8 @@ class Gate:
         A broker that lost all that an agent's marks speak of is refused, and rightly; where that is, only a known
         workload tells, so somebody else's is spared.
         """
-        found = cells(*self.profile.actors)
+        actions = self.profile.actions
+        found = [cell for cell in cells(*self.profile.actors) if not actions or cell.action in actions]
         return [cell for cell in found if self.target.strict or cell.action not in {"rollback", *_DAMAGES}]
 
     @property
@@ -264,14 +227,15 @@ def _stage(kind: str, scenario: Scenario, seed: int) -> Stage:
 
 def _sweeps(target: Target, profile: Profile) -> Iterator[Stage]:
     base = target.base
+    hits = f"the first {profile.hits} hits" if profile.hits else "every hit"
     for seed in profile.seeds:
         seeded = f", seed {seed}" if seed else ""
         yield Stage(
             "sweep",
-            f"kill at every hit ({base.name}{seeded})",
-            "A worker is killed at every hit of every point; its successor finishes.",
+            f"kill at {hits} ({base.name}{seeded})",
+            f"A worker is killed at {hits} of every point; its successor finishes.",
             base,
-            [Sweep(batches=profile.batches)],
+            [Sweep(batches=profile.batches, nth_max=profile.hits)],
             seed,
         )
         yield Stage(
@@ -280,8 +244,8 @@ def _sweeps(target: Target, profile: Profile) -> Iterator[Stage]:
             "The successor of a killed worker is killed while it recovers, and while it runs a command alone.",
             base,
             [
-                Sweep(RECOVERY, batches=profile.batches, before=FIRST_DEATHS[0], number=2),
-                Sweep(_ALONE, batches=profile.batches, before=FIRST_DEATHS[1], number=2),
+                Sweep(RECOVERY, batches=profile.batches, before=FIRST_DEATHS[0], number=2, nth_max=profile.hits),
+                Sweep(_ALONE, batches=profile.batches, before=FIRST_DEATHS[1], number=2, nth_max=profile.hits),
             ],
             seed,
         )

@@ -16,6 +16,7 @@ from chaos.case import Case
 from chaos.evidence import Sent
 from chaos.lab import Lab, Outcome, open_lab
 from chaos.plan import Plan, parse_plan
+from chaos.project import workspaces_of
 from chaos.report.html import render_html
 from chaos.scratch import file_name
 from chaos.sweep import Sweep
@@ -45,7 +46,8 @@ class _Harness:
     def _case(self, app: str, commands: Commands, plan: Plan, fields: Mapping[str, Any]) -> Case:
         sent = commands(self.seed) if callable(commands) else commands
         replay = f"{self.replay} --chaos-plan {shlex.quote(str(plan))}"
-        return Case(app, sent, plan, name=file_name(self.name), replay=replay, **fields)
+        served = {"workspaces": workspaces_of(sent), **fields} if sent else fields
+        return Case(app, sent, plan, name=file_name(self.name), replay=replay, **served)
 
     def _told(self, outcomes: Sequence[Outcome]) -> None:
         receipts = [receipt for outcome in outcomes for receipt in outcome.verdict.receipts]

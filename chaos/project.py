@@ -24,7 +24,7 @@ import importlib
 import shlex
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,7 +44,7 @@ from meshforge_trio.points import Point
 from meshforge_trio.runtime import App
 from meshforge_trio.subjects import SYSTEM_PREFIX, Scope, is_token
 
-__all__ = ["Project", "ProjectError", "app_scenario", "load_project", "read_workload"]
+__all__ = ["Project", "ProjectError", "app_scenario", "load_project", "read_workload", "workspaces_of"]
 
 _TABLE: Final = "meshforge-chaos"
 _WORKSPACE: Final = "default/demo"
@@ -167,7 +167,7 @@ def app_scenario(app: str, workload: Path, invariants: Sequence[Checker] = ()) -
         about=f"{app} is killed at every hit of every point.",
         app=app,
         workload=lambda seed: sent,
-        workspaces=tuple(dict.fromkeys(f"{each.scope.tenant}/{each.scope.workspace}" for each in sent)),
+        workspaces=workspaces_of(sent),
         invariants=invariants,
         source=f"--app {shlex.quote(app)} --workload {shlex.quote(str(workload))}",
     )
@@ -190,6 +190,11 @@ def _check_known(app: App, sent: Sequence[Sent], workload: Path) -> None:
         if each.query is not agent.is_query(asked.action):
             told = "changes something, and query is true" if each.query else "only reads: set query to true"
             raise ProjectError(f"{where}: {agent.name}.{asked.action} {told}")
+
+
+def workspaces_of(sent: Iterable[Sent]) -> tuple[str, ...]:
+    """Which `<tenant>/<workspace>` commands go to."""
+    return tuple(dict.fromkeys(f"{each.scope.tenant}/{each.scope.workspace}" for each in sent))
 
 
 def read_workload(path: Path) -> Sequence[Sent]:

@@ -83,7 +83,11 @@ class AgentAdapter(ABC, Generic[S]):
 
     @abstractmethod
     def apply(self, state: S, event: Event) -> S:
-        """The state after `event`."""
+        """The state after `event`.
+
+        Raises:
+            Refused: there must be no such state; whoever asked for what leads there is refused.
+        """
 
     def is_query(self, action: str) -> bool:
         """Whether `action` only reads. Queries store nothing and may repeat."""
@@ -318,7 +322,12 @@ class Agent(AgentAdapter[S]):
         if found is None:
             raise Poison(f"agent {self.name}: nothing applies event {event.name!r}", code="unknown_event")
         function, structure = found
-        return function(state, structure(event.payload))
+        try:
+            payload = structure(event.payload)
+        except Refused as error:
+            # What the handler made is no such event, and that is a mistake of the handler.
+            raise Poison(error.reason, code="unappliable") from error
+        return function(state, payload)
 
     def dump(self, state: S) -> Any:
         return self._strict.unstructure(state)

@@ -88,9 +88,15 @@ def workspaces(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
             )
 
 
+def retry_limit(_: Any, attribute: attrs.Attribute[Any], value: int) -> None:
+    """0 for no limit, or 2 to 1,000: with 1 a process that dies would take its command's only call with it."""
+    if value != 0 and not 2 <= value <= 1_000:
+        raise Misconfigured(f"{attribute.name} is {value}, it must be between 2 and 1000, or 0 for no limit")
+
+
 # The retry policy is pure and knows no files; what a person may set it to stands here.
 RETRY_CHECKS: Final[Mapping[str, Check]] = {
-    "limit": between(2, 1_000),
+    "limit": retry_limit,
     "delays_s": each_between(0.001, DAY_S),
     "jitter": between(0.0, 10.0),
     "handler_limit_s": between(0.05, DAY_S),

@@ -284,6 +284,8 @@ class Decider:
     def _applied(self, state: Any, event: Event) -> Any:
         try:
             return self._adapter.apply(state, event)
+        except Refused:
+            raise  # what the state says of itself would not be true of it any more
         except Exception as error:
             # An event that cannot be applied now could not be replayed either.
             raise Poison(

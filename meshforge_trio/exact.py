@@ -10,7 +10,7 @@ from typing import Any, Final, get_args, get_origin
 import cattrs
 from cattrs.cols import homogenous_tuple_structure_factory, list_structure_factory
 
-__all__ = ["add_exact_hooks"]
+__all__ = ["add_exact_hooks", "is_exact"]
 
 #: As `"12.50"`; no exponent, so that a number has few spellings and a short one is a small one.
 _DECIMAL: Final = re.compile(r"-?(0|[1-9][0-9]{0,27})(\.[0-9]{1,28})?")
@@ -25,6 +25,13 @@ def add_exact_hooks(made: cattrs.Converter) -> None:
     made.register_unstructure_hook(Decimal, lambda value: format(value, "f"))
     made.register_structure_hook_factory(_is_list, _from_list(list_structure_factory))
     made.register_structure_hook_factory(_is_tuple, _from_list(homogenous_tuple_structure_factory))
+
+
+def is_exact(value: int | Decimal | None) -> bool:
+    """Whether JSON carries a number so that it can be taken again: an integer of 64 bits, a decimal of few digits."""
+    if isinstance(value, Decimal):
+        return value.is_finite() and _DECIMAL.fullmatch(format(value, "f")) is not None
+    return value is None or -(2**63) <= value < 2**63
 
 
 def _same(kind: type) -> Callable[[Any, Any], Any]:

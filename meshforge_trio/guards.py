@@ -22,8 +22,9 @@ import attrs
 from meshforge_trio.decisions import Context
 from meshforge_trio.envelope import JsonObject, converter
 from meshforge_trio.errors import Refused
+from meshforge_trio.exact import is_exact
 
-__all__ = ["as_json", "between", "existing_entity", "named_entity", "new_entity", "sized"]
+__all__ = ["as_json", "between", "existing_entity", "named_entity", "new_entity", "representable", "sized"]
 
 Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 Number = int | Decimal
@@ -84,6 +85,19 @@ def _bounded(measure: Callable[[Any], Number], unit: str, at_least: Number | Non
         )
 
     return check
+
+
+def representable(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    """Validator of a number that was computed, or of a list of such: JSON carries integers of 64 bits and decimals of
+    28 digits on either side of the point. In a state it refuses the command whose event leads there.
+    """
+    for number in value if isinstance(value, tuple) else (value,):
+        if not is_exact(number):
+            raise Refused(
+                f"{attribute.name} would be {number!s:.60}, which is more than it can hold",
+                code="out_of_range",
+                field=attribute.name,
+            )
 
 
 def as_json(fields: Mapping[str, Any]) -> JsonObject:

@@ -148,7 +148,7 @@ def _names(given: Iterable[str | type[BaseException]]) -> tuple[str, ...]:
 class RetryPolicy:
     """How often a handler is called for one command, and how long to wait in between.
 
-    `limit` bounds the calls: at least `limit - 1`, at most `limit`, whatever dies in between.
+    `limit` bounds the calls: at least `limit - 1`, at most `limit`, whatever dies in between; 0 is no bound.
     `delays_s` are the waits after the first, second, ... failure; the last one repeats. Each is drawn out by up to its
     share `jitter`, so that what failed together is not tried together.
     `hold_entity` keeps later commands of the entity waiting behind a failing one; without it they pass.
@@ -187,4 +187,6 @@ class RetryPolicy:
 
     def exhausted(self, attempts: int) -> bool:
         """Whether the handler may not be called again. One call more than was counted may have happened."""
+        if self.limit == 0:
+            return False
         return attempts >= self.limit - 1

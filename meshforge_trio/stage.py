@@ -16,6 +16,7 @@ that.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, Final
 
@@ -57,6 +58,8 @@ class Stage:
         self._count = 0
         #: Every event so far, in the order of the decisions.
         self.events: list[Happened] = []
+        #: Every refusal so far: answers to commands, and what agents made of each other's events.
+        self.refusals: list[Happened] = []
 
     def state(self, agent: str, entity: str) -> Any:
         """The state of an entity; of one that has no events, the agent's initial one."""
@@ -97,7 +100,7 @@ class Stage:
     def given(
         self, agent: str, action: str, payload: JsonObject | None = None, *, entity: str | None = None, at: float = 0.0
     ) -> None:
-        """As `send`, for what has happened before: `events` holds only what comes after it.
+        """As `send`, for what has happened before: `events` and `refusals` hold only what comes after it.
 
         Raises:
             AssertionError: it was refused.
@@ -105,6 +108,7 @@ class Stage:
         told = self.send(agent, action, payload, entity=entity, at=at)
         assert not told.code, f"{action} of {agent} was refused: {told.payload.get('reason')}"
         self.events.clear()
+        self.refusals.clear()
 
     def happened(self, agent: str, name: str, entity: str | None = None, **values: Any) -> bool:
         """Whether there was such an event, of that entity if one is named, with at least these values.
@@ -149,15 +153,20 @@ class Stage:
             return [Happened(name, "conflict", entity, versions)], []
         try:
             decision = agent.receive(self._states.get(place, agent.initial()), message, context)
+            assert isinstance(decision, Decision)  # what decides at once returns nothing else
+            events = [Event(each.name, _carried(each.payload)) for each in decision.events]
+            self._evolve(agent, place, events)
         except Refused as refused:
             told = {"reason": refused.reason, "code": refused.code}
-            return [Happened(name, refused.name, entity, told, refused.code)], []
-        assert isinstance(decision, Decision)  # what decides at once returns nothing else
+            self.refusals.append(Happened(name, refused.name, entity, told, refused.code))
+            return self.refusals[-1:], []
         answers = [Happened(name, decision.reply.name, entity, decision.reply.payload)] if decision.reply else []
         followers: list[tuple[str, CommandEnvelope | EventEnvelope]] = []
         followers += [(send.agent, self._sent(send)) for send in decision.commands]
-        for event in [Event(each.name, _carried(each.payload)) for each in decision.events]:
-            answers.append(self._happen(agent, place, event))
+        for event in events:
+            happened = Happened(name, event.name, entity, event.payload)
+            self.events.append(happened)
+            answers.append(happened)
             followers += self._listeners(name, entity, event)
         return answers, followers
 
@@ -168,14 +177,14 @@ class Stage:
             raise Misconfigured(f"agent {name} decides asynchronously: a stage has no loop to wait in")
         return self._agents[name]
 
-    def _happen(self, agent: AgentAdapter[Any], place: tuple[str, str | None], event: Event) -> Happened:
-        version = self._versions.get(place, 0) + 1
-        payload = {**event.payload, "entity_version": version}
-        self._states[place] = agent.apply(self._states.get(place, agent.initial()), Event(event.name, payload))
-        self._versions[place] = version
-        happened = Happened(agent.name, event.name, place[1], event.payload)
-        self.events.append(happened)
-        return happened
+    def _evolve(self, agent: AgentAdapter[Any], place: tuple[str, str | None], events: Sequence[Event]) -> None:
+        """Take an entity past all of these events, or, if one is refused, past none."""
+        state, version = self._states.get(place, agent.initial()), self._versions.get(place, 0)
+        for event in events:
+            version += 1
+            state = agent.apply(state, Event(event.name, {**event.payload, "entity_version": version}))
+        if events:
+            self._states[place], self._versions[place] = state, version
 
     def _listeners(self, agent: str, entity: str | None, event: Event) -> list[tuple[str, EventEnvelope]]:
         envelope = EventEnvelope(

@@ -16,10 +16,11 @@ from chaos.cli.live import Board, in_lab
 from chaos.cli.options import Order, check_place, lab_options
 from chaos.cli.outlet import put, warn
 from chaos.cli.results import page_of, tell_failures, write_report
-from chaos.gate import PROFILES, Gate, Target, run_gate
+from chaos.gate import Gate, Target, run_gate
 from chaos.junit import junit_xml
 from chaos.lab import Lab
 from chaos.power.ground import power_case
+from chaos.profiles import PROFILES
 from chaos.project import Project, ProjectError, app_scenario, load_project
 from chaos.scenario import Scenario, load_scenario
 from chaos.tally import told_outcome

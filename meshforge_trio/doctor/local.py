@@ -80,12 +80,13 @@ def examine_settings(settings: Settings, policies: Mapping[str, RetryPolicy]) ->
         yield Finding(rule("lease"), "warn", what, do)
     else:
         yield Finding(rule("lease"), "ok", what)
-    few = sorted(name for name, policy in policies.items() if policy.limit < 3)
+    few = sorted(name for name, policy in policies.items() if 0 < policy.limit < 3)
     if few:
         what = f"the retry limit is {min(policies[name].limit for name in few)} for {', '.join(few)}"
         yield Finding(rule("retry-limit"), "warn", what, "raise retry.limit to 3 or above")
     else:
-        yield Finding(rule("retry-limit"), "ok", f"the retry limit is {min(p.limit for p in policies.values())}")
+        least = min((policy.limit for policy in policies.values() if policy.limit), default=0)
+        yield Finding(rule("retry-limit"), "ok", f"the retry limit is {least}" if least else "there is no retry limit")
 
 
 def _ack_pending(settings: Settings) -> Iterator[Finding]:

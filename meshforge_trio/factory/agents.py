@@ -20,7 +20,9 @@ _RUNTIME: Final[Mapping[str, Sequence[str]]] = {
     "meshforge_trio.agent": ("Agent", "Context", "Reply", "Send"),
     "meshforge_trio.envelope": ("JsonObject",),
     "meshforge_trio.errors": ("Refused",),
-    "meshforge_trio.guards": ("as_json", "between", "existing_entity", "named_entity", "new_entity", "sized"),
+    "meshforge_trio.guards": (
+        *("as_json", "between", "existing_entity", "named_entity", "new_entity", "representable", "sized"),
+    ),
 }
 
 

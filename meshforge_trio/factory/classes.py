@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from meshforge_trio.factory.model import AgentSpec, Field, Prd
 from meshforge_trio.factory.naming import ModuleNames, heard_fields
 from meshforge_trio.factory.python import WIDTH, call, docstring, literal, sentence
+from meshforge_trio.factory.reading import computed_of_event, computed_of_state
 
 __all__ = ["classes"]
 
@@ -15,17 +16,21 @@ _ID_LENGTH_MAX = 256
 
 def classes(prd: Prd, agent: AgentSpec, names: ModuleNames) -> Iterator[str]:
     """Each class, from the state to the events of others."""
-    yield _class(names.state, "The state of one entity.", agent.state, [_started(field) for field in agent.state])
+    reckoned = computed_of_state(agent)
+    fields = [_started(field, reckoned) for field in agent.state]
+    yield _class(names.state, "The state of one entity.", agent.state, fields)
     for command in agent.commands:
         about = f"What `{command.name}` is asked with."
         yield _class(names.commands[command.name], about, command.fields, [_asked(field) for field in command.fields])
     for event in agent.events:
         about = sentence(event.prose) or f"`{event.name}` happened."
-        yield _class(names.events[event.name], about, event.fields, [_plain(field) for field in event.fields])
+        reckoned = computed_of_event(agent, event.name)
+        fields = [_told(field, reckoned) for field in event.fields]
+        yield _class(names.events[event.name], about, event.fields, fields)
     for reaction in agent.reactions:
         about = f"What is read of `{reaction.event}` of `{reaction.agent}`."
-        fields = [Field(name, kind) for name, kind in heard_fields(prd, reaction)]
-        yield _class(names.heard[reaction.agent, reaction.event], about, fields, [_plain(field) for field in fields])
+        heard = [Field(name, kind) for name, kind in heard_fields(prd, reaction)]
+        yield _class(names.heard[reaction.agent, reaction.event], about, heard, [_plain(field) for field in heard])
 
 
 def _class(name: str, about: str, fields: Sequence[Field], lines: Sequence[str]) -> str:
@@ -39,8 +44,17 @@ def _plain(field: Field) -> str:
     return f"    {field.name}: {field.kind.python}\n"
 
 
-def _started(field: Field) -> str:
-    return _with_default(field, literal(field.start))
+def _told(field: Field, reckoned: Collection[str]) -> str:
+    if field.name not in reckoned:
+        return _plain(field)
+    return call(f"{field.name}: {field.kind.python} = attrs.field", ["validator=representable"], indent=4)
+
+
+def _started(field: Field, reckoned: Collection[str]) -> str:
+    if field.name not in reckoned:
+        return _with_default(field, literal(field.start))
+    arguments = [f"default={literal(field.start)}", "validator=representable"]
+    return call(f"{field.name}: {field.kind.python} = attrs.field", arguments, indent=4)
 
 
 def _with_default(field: Field, default: str) -> str:

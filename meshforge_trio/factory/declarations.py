@@ -4,7 +4,7 @@ second, which needs to know all of them."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Final, TypeVar
 
 import attrs
@@ -23,6 +23,8 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 AGENTS_MAX: Final = 200
+INVARIANTS_MAX: Final = 500
+SENTENCES_MAX: Final = 200
 _FIELDS_MAX: Final = 100
 _STATE: Final = ("field", "type", "starts as", "meaning")
 _COMMAND: Final = ("field", "type", "rule", "meaning")
@@ -40,6 +42,11 @@ class Part:
     items: Sequence[Phrase]
     fields: dict[str, Field | None] = attrs.field(factory=dict)
     incomplete: bool = False
+
+    @cached_property
+    def internal(self) -> bool:
+        """Whether it says so."""
+        return any(Cursor(item).said("internal") for item in self.items)
 
 
 @attrs.define
@@ -81,6 +88,24 @@ class Draft:
     examples: list[ExampleDraft] = attrs.field(factory=list)
     incomplete: bool = False
 
+    @cached_property
+    def codes(self) -> frozenset[str] | None:
+        """The codes of all refusals; none are known if a rule in words may refuse with one that nobody knows yet."""
+        commands = [command for agent in self.agents.values() for command in agent.commands.values()]
+        items = [item for command in commands for item in command.items]
+        if any(Cursor(item).said("custom") for item in items):
+            return None
+        refusals = [item.words[1] for item in items if len(item.words) > 1 and Cursor(item).said("refuse")]
+        return frozenset(word.text for word in refusals if word.code)
+
+    @cached_property
+    def totals(self) -> Mapping[str, Mapping[str, Kind | None]]:
+        """The kinds of all fields of all states, for expressions over all entities."""
+        return {
+            name: {field: found.kind if found else None for field, found in each.state.items()}
+            for name, each in self.agents.items()
+        }
+
 
 def declare(sections: Sequence[Section], problems: Problems) -> Draft:
     """What the sections of a PRD declare."""
@@ -103,6 +128,7 @@ class _Declaring:
         self._problems = problems
         self._draft = draft
         self._agents = Namespace(problems)
+        self._examples: set[str] = set()
 
     def title(self, section: Section) -> None:
         """The whole document."""
@@ -135,6 +161,10 @@ class _Declaring:
     def _invariants(self, section: Section, _: str, __: Position) -> None:
         self._only(section, "Invariants", items=True)
         self._draft.invariants.extend(section.items)
+        if len(section.items) > INVARIANTS_MAX:
+            self._problems.add(
+                section.items[INVARIANTS_MAX].where, f"more than {INVARIANTS_MAX} invariants", "join some with 'and'"
+            )
 
     def _acceptance(self, section: Section, _: str, __: Position) -> None:
         self._only(section, "Acceptance")
@@ -142,8 +172,10 @@ class _Declaring:
 
     def _example(self, section: Section, name: str, where: Position) -> None:
         self._only(section, "an example", items=True)
-        if any(name.casefold() == other.name.casefold() for other in self._draft.examples):
+        if name.casefold() in self._examples:
             self._problems.add(where, f"a second example {name!r}", "give it another name")
+        self._examples.add(name.casefold())
+        self._few_enough(section.items, "an example", where)
         self._draft.examples.append(ExampleDraft(name, where, section.text, section.items))
 
     # -- an agent -----------------------------------------------------------------------------------------------
@@ -163,6 +195,7 @@ class _Declaring:
             def declared(below: Section, title: str, place: Position) -> None:
                 known = check_name(title, kind, place, self._problems, name)
                 self._only(below, f"a {kind}", items=True, table=bool(columns))
+                self._few_enough(below.items, f"a {kind}", place)
                 found = Part(known, place, below.text, below.items)
                 found.incomplete = not self._fields(below, columns, found.fields)
                 if names.take(known, kind, place):
@@ -319,6 +352,10 @@ class _Declaring:
         if section.level >= 3:
             for below in section.sections:
                 self._problems.add(below.title.where, "a heading too deep", "headings end with '###'")
+
+    def _few_enough(self, items: Sequence[Phrase], what: str, where: Position) -> None:
+        if len(items) > SENTENCES_MAX:
+            self._problems.add(where, f"{what} of more than {SENTENCES_MAX} sentences", "make several of it")
 
     def _reading(self, source: S, read: Callable[[S], T]) -> T | None:
         try:

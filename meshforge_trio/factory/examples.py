@@ -55,12 +55,8 @@ def read_invariant(phrase: Phrase, draft: Draft, problems: Problems) -> Invarian
     if agent is not None:
         names = names_of_state(agent, f"the state of {agent.name}")
     else:
-        kinds = {
-            name: {field: found.kind if found else None for field, found in each.state.items()}
-            for name, each in draft.agents.items()
-        }
         incomplete = draft.incomplete or any(each.state_incomplete for each in draft.agents.values())
-        names = Names("all entities", totals=kinds, incomplete=incomplete)
+        names = Names("all entities", totals=draft.totals, incomplete=incomplete)
     expected = BOOLEAN if claim == "always" else None
     found = checked(word.text, lambda at: phrase.position(word.offset + at), names, problems, expected)
     if found is None:
@@ -215,7 +211,7 @@ class _Reader:
             self._problems.add(target.where, f"{target.text} lacks {listed}", f"add {listed} behind 'with'")
 
     def _public(self, command: Part, target: Word) -> None:
-        if any(Cursor(item).said("internal") for item in command.items):
+        if command.internal:
             self._problems.add(
                 target.where,
                 f"{target.text} is internal: only agents ask for it",
@@ -223,15 +219,9 @@ class _Reader:
             )
 
     def _known_code(self, code: Word) -> None:
-        codes = set(_CODES)
-        for agent in self._draft.agents.values():
-            for command in agent.commands.values():
-                codes |= {item.words[1].text for item in command.items if len(item.words) > 1 and _refuses(item)}
-                if any(Cursor(item).said("custom") for item in command.items):
-                    # A rule in words may refuse with a code that nobody knows yet.
-                    return
-        if code.text not in codes and not self._draft.incomplete:
-            self._problems.unknown(code.where, "code of a refusal", code.text, codes)
+        known = self._draft.codes
+        if known is not None and code.text not in known | _CODES and not self._draft.incomplete:
+            self._problems.unknown(code.where, "code of a refusal", code.text, known | _CODES)
 
     def _of_agent(
         self, target: Word, kind: str, parts: Callable[[AgentDraft], Mapping[str, Part]]
@@ -259,7 +249,3 @@ class _Reader:
 
 def _needed(field: Field | None) -> bool:
     return field is not None and field.kind.name != "optional"
-
-
-def _refuses(item: Phrase) -> bool:
-    return Cursor(item).said("refuse") and item.words[1].code

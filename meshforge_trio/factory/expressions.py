@@ -59,6 +59,7 @@ _OPERATORS: Final[Mapping[type[ast.AST], str]] = {
 _SPANS: Final = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
 _FUNCTIONS: Final = ("len", "min", "max", "abs", "sum", "default", *_SPANS, "time")
 _TOTALS: Final = ("sum", "count")
+_OF_COMMANDS: Final = ("id", "now", "exists")
 _GRAMMAR: Final = "use names, numbers, \"texts\", + - * // %, comparisons, 'and', 'or', 'not' and 'in'"
 
 
@@ -324,6 +325,11 @@ class _Checker:
         if self._names.incomplete:
             return Typed(None, node)
         where = self._place(self._offset(node) + skip)
+        if kind == "name" and name in _OF_COMMANDS and self._names.owner.startswith("event "):
+            # A field may not be called so, thus it is the command's that is meant.
+            carried = f"let the event carry it: - emit `...` with `a` = `{name}`"
+            self._problems.add(where, f"only commands know {name!r}, {self._names.owner} does not", carried)
+            return Typed(None, node)
         self._problems.unknown(where, kind, name, known, "" if kind == "agent" else owner or self._names.owner)
         return Typed(None, node)
 

@@ -164,24 +164,27 @@ def _reaction(agent: AgentSpec, reaction: Reaction, names: ModuleNames) -> str:
     body += "    entity_id = named_entity(ctx)\n" if "entity_id" in used else ""
     body += "    exists = ctx.version > 0\n" if "exists" in used else ""
     body += "    now = int(ctx.now)\n" if "now" in used else ""
+    # A condition that does not hold leads to nothing, which only a list can say.
+    listed = reaction.condition is not None and _is_single(command)
     if reaction.condition is not None:
         body += guard(reaction.condition, "        return []\n", negated=True)
-    asked = call(names.commands[command.name], list(_keywords(reaction.fields)))
-    decided = call(
-        f"return {'[' if _is_single(command) else ''}{names.handlers[command.name]}",
-        ["state", asked.strip(), "ctx"],
-        "]" if _is_single(command) else "",
-        8,
-    )
-    if len(decided.splitlines()) > 1:
-        payload = call(f"asked = {names.commands[command.name]}", list(_keywords(reaction.fields)), "", 8)
-        single = f"[{names.handlers[command.name]}(state, asked, ctx)]"
-        decided = payload + f"        return {single if _is_single(command) else single[1:-1]}\n"
-    body += f"    try:\n{decided}    except Refused:\n"
-    body += "        return []  # nobody waits for an answer to an event\n"
+    body += _asked_of_itself(command, reaction, names, ("[", "]") if listed else ("", ""))
     parameters = [f"state: {names.state}", f"event: {names.heard[place]}", "ctx: Context"]
-    head = call(f"def on_{reaction.agent}_{reaction.event}", parameters, f" -> list[{_outputs(command, names)}]:")
+    returns = f"list[{_outputs(command, names)}]" if listed else _returns(command, names)
+    head = call(f"def on_{reaction.agent}_{reaction.event}", parameters, f" -> {returns}:")
     return call("@agent.on", arguments) + head + body
+
+
+def _asked_of_itself(command: Command, reaction: Reaction, names: ModuleNames, brackets: tuple[str, str]) -> str:
+    """`return reserve(state, Reserve(...), ctx)`; a payload that does not fit has a line of its own."""
+    handler, fields = names.handlers[command.name], list(_keywords(reaction.fields))
+    before, behind = brackets
+    asked = call(names.commands[command.name], fields).strip()
+    short = call(f"return {before}{handler}", ["state", asked, "ctx"], behind, 4)
+    if short.count("\n") == 1:
+        return short
+    payload = call(f"asked = {names.commands[command.name]}", fields, "", 4)
+    return f"{payload}    return {before}{handler}(state, asked, ctx){behind}\n"
 
 
 def _from_envelope(expression: Expression) -> str:

@@ -14,7 +14,18 @@ import attrs
 
 from meshforge_trio.factory.evaluation import evaluated, record, sentence
 from meshforge_trio.factory.kinds import fault_of, fits_kind
-from meshforge_trio.factory.model import AgentSpec, Assignment, Command, Emit, Event, Field, Position, Prd, Step
+from meshforge_trio.factory.model import (
+    AgentSpec,
+    Assignment,
+    Command,
+    Emit,
+    Event,
+    Field,
+    Position,
+    Prd,
+    Reaction,
+    Step,
+)
 
 __all__ = ["Denied", "Happened", "Outcome", "Unfit", "World"]
 
@@ -70,7 +81,10 @@ class World:
         self.happened: list[Happened] = []
         self._states: dict[tuple[str, str], dict[str, Any]] = {}
         self._versions: dict[tuple[str, str], int] = {}
-        self._heard = [(agent, reaction) for agent in prd.agents for reaction in agent.reactions]
+        self._heard: dict[tuple[str, str], list[tuple[AgentSpec, Reaction]]] = {}
+        for agent in prd.agents:
+            for reaction in agent.reactions:
+                self._heard.setdefault((reaction.agent, reaction.event), []).append((agent, reaction))
 
     def state(self, agent: str, entity: str) -> Mapping[str, Any] | None:
         """What an entity holds, if it exists."""
@@ -160,9 +174,7 @@ class World:
 
     def _reactions(self, happened: Happened) -> Iterable[_Asked]:
         names = {"event": record(happened.values), "entity_id": happened.entity}
-        for agent, reaction in self._heard:
-            if (reaction.agent, reaction.event) != (happened.agent, happened.event):
-                continue
+        for agent, reaction in self._heard.get((happened.agent, happened.event), ()):
             if reaction.condition is None or evaluated(reaction.condition, names):
                 values = _assigned(reaction.fields, names)
                 yield _Asked(agent.name, reaction.command, evaluated(reaction.on, names), values)

@@ -13,7 +13,8 @@ import attrs
 
 from meshforge_trio.factory.prd import problems_of_sentences, read_prd
 from meshforge_trio.factory.problems import PrdError
-from meshforge_trio.factory.render import render
+from meshforge_trio.factory.proposals import propose
+from meshforge_trio.factory.render import expectation_text, render, step_text
 
 __all__ = ["Dialogue", "interview"]
 
@@ -49,6 +50,12 @@ class _Agent:
 
 
 @attrs.define
+class _Example:
+    name: str
+    lines: list[str] = attrs.field(factory=list)
+
+
+@attrs.define
 class _Sketch:
     """A PRD that is being asked for."""
 
@@ -57,6 +64,7 @@ class _Sketch:
     workspace: str = "main"
     agents: list[_Agent] = attrs.field(factory=list)
     invariants: list[str] = attrs.field(factory=list)
+    examples: list[_Example] = attrs.field(factory=list)
 
     def text(self) -> str:
         """The PRD, as far as it has come; what nobody has said yet is held open by something that can be read."""
@@ -76,7 +84,11 @@ class _Sketch:
                 yield from _table(event.fields)
                 yield from ("", *(f"- {line}" for line in event.lines))
             yield from ("", "### Query: get", "", "### Listens to", "", *(f"- {line}" for line in agent.listens), "")
-        yield from ("## Invariants", "", *(f"- {line}" for line in self.invariants))
+        yield from ("## Invariants", "", *(f"- {line}" for line in self.invariants), "")
+        if self.examples:
+            yield from ("## Acceptance", "")
+        for example in self.examples:
+            yield from (f"### Example: {example.name}", "", *(f"- {line}" for line in example.lines or ["when"]), "")
 
 
 def _table(fields: list[str]) -> Iterator[str]:
@@ -118,6 +130,7 @@ class _Interview:
                 self._list(f"{agent.name} listens to?", agent.listens)
         tell("What must always hold, like: inventory: `stock >= 0`, or: `sum(account.balance)` is constant")
         self._list("Invariant?", sketch.invariants)
+        self._examples()
         try:
             return render(read_prd(sketch.text()))
         except PrdError as error:
@@ -172,6 +185,67 @@ class _Interview:
         self._list(f"Change by {event.name}?", event.lines)
         return True
 
+    # -- examples ----------------------------------------------------------------------------------------------
+
+    def _examples(self) -> None:
+        """Propose an example for each agent, and ask for more."""
+        tell = self._dialogue.tell
+        try:
+            prd = read_prd(self._sketch.text())
+        except PrdError:
+            return  # what is wrong with the whole is told at the end, and no example could be played before that
+        tell("Examples become tests. What is proposed is right so far: take it with Enter, or write something better.")
+        for agent in prd.agents:
+            proposed = propose(prd, agent)
+            if proposed is not None:
+                when, then = step_text(prd, proposed.when[0]), expectation_text(prd, proposed.then[0])
+                while not self._example(proposed.name, when, then):
+                    pass
+        if not self._sketch.examples:
+            tell("For no agent an example was found that its rules let pass. A workspace needs one: write it.")
+        while name := self._name_of_example():
+            self._example(name)
+
+    def _name_of_example(self) -> str:
+        example = _Example("")
+        self._sketch.examples.append(example)
+        self._line("Another example? Its name:", "", lambda text: setattr(example, "name", text), needed=False)
+        self._sketch.examples.remove(example)
+        return example.name
+
+    def _example(self, name: str, when: str = "", then: str = "") -> bool:
+        """Ask for an example, of which one `when` and one `then` may be proposed; whether it holds."""
+        example = _Example(name)
+        self._sketch.examples.append(example)
+        if when:
+            self._dialogue.tell(f"Example: {name}")
+            self._sentence("when", when, example.lines)
+            self._sentence("then", then, example.lines)
+        else:
+            self._list("Given?", example.lines, prefix="given ")
+            self._list("When?", example.lines, prefix="when ", needed=True)
+            self._list("Then?", example.lines, prefix="then ", needed=True)
+        fault = self._fault_of(example)
+        if fault:
+            self._dialogue.tell(f"That does not hold: {fault}")
+            self._sketch.examples.remove(example)
+        return not fault
+
+    def _sentence(self, word: str, proposed: str, into: list[str]) -> None:
+        into.append("")
+        self._line(f"{word.capitalize()}?", proposed, lambda text: _put(into, text, f"{word} "))
+
+    def _fault_of(self, example: _Example) -> str:
+        """What comes otherwise when the example is played."""
+        text = self._sketch.text()
+        begin = text.split("\n").index(f"### Example: {example.name}") + 1
+        try:
+            read_prd(text)
+        except PrdError as error:
+            found = [problem for problem in error.problems if problem.line >= begin]
+            return "; ".join(part for problem in found[:1] for part in (problem.what, problem.suggestion) if part)
+        return ""
+
     # -- questions ----------------------------------------------------------------------------------------------
 
     def _line(
@@ -189,13 +263,13 @@ class _Interview:
                 return True
             self._dialogue.tell(complaint)
 
-    def _list(self, question: str, into: list[str], *, needed: bool = False) -> None:
-        """Ask for items until an empty line; `needed` says that there must be one."""
+    def _list(self, question: str, into: list[str], *, needed: bool = False, prefix: str = "") -> None:
+        """Ask for items until an empty line; `needed` says that there must be one, `prefix` how each begins."""
         begun = len(into)
         while True:
             into.append("")
             wanted = needed and len(into) == begun + 1
-            if not self._line(question, "", lambda text: _put(into, text), needed=wanted):
+            if not self._line(question, "", lambda text: _put(into, text, prefix), needed=wanted):
                 into.pop()
                 return
 
@@ -207,8 +281,10 @@ class _Interview:
         return "; ".join(part for problem in found[:1] for part in (problem.what, problem.suggestion) if part)
 
 
-def _put(lines: list[str], text: str) -> None:
-    lines[-1] = text
+def _put(lines: list[str], text: str, prefix: str = "") -> None:
+    """Let `text` be the last line; a person may write what it begins with, or leave it out."""
+    mark = _MARK if text.startswith(_MARK) else ""
+    lines[-1] = f"{mark}{prefix}{text.removeprefix(_MARK).removeprefix(prefix)}"
 
 
 def _begins(agent: _Agent) -> bool:

@@ -18,6 +18,7 @@ _TAKEN: Final = frozenset(
     {
         *("Agent", "Context", "Decimal", "EventEnvelope", "JsonObject", "Literal", "Refused", "Reply", "Send"),
         *("agent", "annotations", "as_json", "attrs", "between", "existing_entity", "named_entity", "new_entity"),
+        "representable",
         *(
             "rules",
             "sized",

@@ -236,7 +236,10 @@ def _cell_columns(row: str) -> Iterator[int]:
     if row[at : at + 1] == "|":
         at += 1
     while at < len(row):
-        yield at + len(row[at:]) - len(row[at:].lstrip())
+        begin = at
+        while begin < len(row) and row[begin].isspace():
+            begin += 1
+        yield begin
         while at < len(row) and row[at] != "|":
             at += 2 if row[at] == "\\" else 1
         at += 1

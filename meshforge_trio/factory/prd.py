@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from meshforge_trio.factory.declarations import declare
 from meshforge_trio.factory.model import Position, Prd
 from meshforge_trio.factory.outline import read_outline
-from meshforge_trio.factory.problems import PrdError, Problem, Problems
+from meshforge_trio.factory.problems import PROBLEMS_MAX, Enough, PrdError, Problem, Problems
 from meshforge_trio.factory.reach import check_endings, check_reach
 from meshforge_trio.factory.rehearsal import rehearse
 from meshforge_trio.factory.resolution import resolve
@@ -59,11 +60,17 @@ def read_prd(text: str, name: str = "prd.md") -> Prd:
     if not text.strip():
         raise _unreadable(name, "the file is empty", "begin with a line like '# My shop'")
     problems = Problems()
-    prd = _resolved(text, problems)
-    check_reach(prd, problems)
-    if not problems:
-        # Only what is sound can be played.
-        rehearse(prd, problems)
+    try:
+        prd = _resolved(text, problems)
+        check_reach(prd, problems)
+        if not problems:
+            # Only what is sound can be played.
+            rehearse(prd, problems)
+    except Enough as error:
+        lines = text.split("\n")
+        what = f"there are more than {PROBLEMS_MAX} problems"
+        more = Problem(len(lines), len(lines[-1]) + 1, what, "mend these, then check it again")
+        raise PrdError([*problems, more], name) from error
     if problems:
         raise PrdError(list(problems), name)
     return prd
@@ -72,7 +79,8 @@ def read_prd(text: str, name: str = "prd.md") -> Prd:
 def problems_of_sentences(text: str) -> list[Problem]:
     """What is wrong with each sentence of a text that is not finished yet. What is only missing is not told."""
     problems = Problems()
-    check_endings(_resolved(text, problems), problems)
+    with suppress(Enough):
+        check_endings(_resolved(text, problems), problems)
     return sorted(problems)
 
 

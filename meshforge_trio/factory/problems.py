@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Final
 
 import attrs
 
 from meshforge_trio.errors import MeshForgeError
 from meshforge_trio.factory.model import Position
 
-__all__ = ["PrdError", "Problem", "Problems", "Unreadable", "closest", "did_you_mean"]
+__all__ = ["PROBLEMS_MAX", "Enough", "PrdError", "Problem", "Problems", "Unreadable", "closest", "did_you_mean"]
+
+#: Nobody mends more than that before reading it again.
+PROBLEMS_MAX: Final = 1_000
+#: Names among which a misspelled one is looked for.
+_KNOWN_MAX: Final = 1_000
 
 
 @attrs.frozen(order=True)
@@ -46,6 +53,10 @@ class Unreadable(Exception):
         self.suggestion = suggestion
 
 
+class Enough(Exception):
+    """There are `PROBLEMS_MAX` problems, and one more."""
+
+
 class Problems:
     """Collects mistakes while a PRD is read. A place is complained about once."""
 
@@ -62,7 +73,13 @@ class Problems:
         return iter(self._found.values())
 
     def add(self, where: Position, what: str, suggestion: str = "") -> None:
-        """Take one."""
+        """Take one.
+
+        Raises:
+            Enough: there is no room for it.
+        """
+        if len(self._found) >= PROBLEMS_MAX and where not in self._found:
+            raise Enough
         self._found.setdefault(where, Problem(where.line, where.column, what, suggestion))
 
     def unknown(self, where: Position, kind: str, name: str, known: Iterable[str], owner: str = "") -> None:
@@ -71,7 +88,7 @@ class Problems:
         if key in self._unknown:
             return
         self._unknown.add(key)
-        known = sorted(known)
+        known = sorted(islice(known, _KNOWN_MAX))
         of = f" of {owner}" if owner else ""
         suggestion = did_you_mean(name, known) or (
             f"there is: {', '.join(known[:12])}" if known else f"there is no {kind}{of} yet"
@@ -81,7 +98,7 @@ class Problems:
 
 def closest(word: str, known: Iterable[str]) -> str | None:
     """The known word that was probably meant."""
-    known = list(known)
+    known = list(islice(known, _KNOWN_MAX))
     found = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if not found:
         found = [name for name in known if name.casefold() == word.casefold()]

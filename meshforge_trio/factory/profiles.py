@@ -35,8 +35,8 @@ class Toggles:
     """Which components a workspace has.
 
     `lock_manager` wires `LockManagerAdapter` and tests it. `security` is `strict` (who may send what is listed) or
-    `signed` (commands are signed, too). Without `dead_letters` a failing command is tried again up to the highest limit
-    there is instead of being set aside after five calls. `telemetry` logs JSON and tests the metrics.
+    `signed` (commands are signed, too). Without `dead_letters` a failing command is tried again for as long as it
+    takes instead of being set aside after five calls. `telemetry` logs JSON and tests the metrics.
     """
 
     lock_manager: bool = False

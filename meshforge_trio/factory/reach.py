@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
+from math import inf
+from typing import Final
 
 import attrs
 
@@ -14,6 +17,8 @@ from meshforge_trio.factory.problems import Problems
 __all__ = ["check_endings", "check_reach"]
 
 Node = tuple[str, str]
+#: Of so many a person has to think anew anyway.
+_CYCLES_MAX: Final = 50
 
 
 @attrs.frozen
@@ -32,8 +37,9 @@ def check_reach(prd: Prd, problems: Problems) -> None:
     lines = sorted(problem.line for problem in problems)
     starts = sorted(agent.where.line for agent in prd.agents)
     for agent in prd.agents:
-        end = next((line for line in starts if line > agent.where.line), None)
-        if not any(agent.where.line <= line and (end is None or line < end) for line in lines):
+        after = bisect_right(starts, agent.where.line)
+        end = starts[after] if after < len(starts) else inf
+        if bisect_left(lines, agent.where.line) == bisect_left(lines, end):
             _check_agent(agent, problems)
     if not lines:
         _check_internal(prd, problems)
@@ -105,7 +111,10 @@ def check_endings(prd: Prd, problems: Problems) -> None:
     steps = _steps(prd)
     order = {node: i for i, node in enumerate(steps)}
     leads_to = {node: list(dict.fromkeys(step.to for step in found)) for node, found in steps.items()}
-    while cycle := _cycle(leads_to):
+    for _ in range(_CYCLES_MAX):
+        cycle = _cycle(leads_to)
+        if not cycle:
+            return
         begin = cycle.index(min(cycle, key=lambda node: order.get(node, len(order))))
         chain = [*cycle[begin:], *cycle[: begin + 1]]
         links = list(pairwise(chain))

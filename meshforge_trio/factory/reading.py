@@ -1,12 +1,17 @@
-"""What can be read off a model: which names of the surroundings a command uses, which commands depend on the time."""
+"""What can be read off a model: which names of the surroundings a command uses, which commands depend on the time,
+which fields hold a number that was computed."""
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
+from typing import Final
 
-from meshforge_trio.factory.model import Command, Emit, Expression, Prd, Reaction, SendCommand
+from meshforge_trio.factory.model import AgentSpec, Command, Emit, Expression, Kind, Prd, Reaction, SendCommand
 
-__all__ = ["decided_by_time", "reaction_uses", "uses"]
+__all__ = ["computed_of_event", "computed_of_state", "decided_by_time", "reaction_uses", "uses"]
+
+_NUMBERS: Final = ("integer", "decimal", "time", "duration")
 
 
 def uses(command: Command) -> frozenset[str]:
@@ -30,6 +35,35 @@ def decided_by_time(prd: Prd) -> frozenset[tuple[str, str]]:
         if more <= found:
             return frozenset(found)
         found |= more
+
+
+def computed_of_state(agent: AgentSpec) -> frozenset[str]:
+    """Fields of the state that an event sets to a number which may be too large for them."""
+    return frozenset(
+        change.field for event in agent.events for change in event.changes if _may_be_too_large(change.value)
+    )
+
+
+def computed_of_event(agent: AgentSpec, event: str) -> frozenset[str]:
+    """The same of an event, by the commands that emit it."""
+    return frozenset(
+        assignment.name
+        for command in agent.commands
+        for effect in command.effects
+        if isinstance(effect, Emit) and effect.event == event
+        for assignment in effect.fields
+        if _may_be_too_large(assignment.value)
+    )
+
+
+def _may_be_too_large(value: Expression) -> bool:
+    """Whether it is reckoned out of numbers. One that is only passed on was checked where it came from."""
+    nodes = ast.walk(ast.parse(value.python, mode="eval"))
+    return _is_number(value.kind) and any(isinstance(node, ast.BinOp | ast.UnaryOp | ast.Call) for node in nodes)
+
+
+def _is_number(kind: Kind) -> bool:
+    return _is_number(kind.item) if kind.item is not None else kind.name in _NUMBERS
 
 
 def _commands(prd: Prd) -> Iterator[tuple[str, Command]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from meshforge_trio.factory.evaluation import evaluated, record
@@ -30,6 +30,10 @@ class _Rehearsal:
         self._broken = broken
         self._world = World(prd)
         self._customs = False
+        #: The value of each invariant's expression: by entity, or under "" for all of them.
+        self._values: list[dict[str, Any]] = [
+            {"": self._total(invariant)} if invariant.agent is None else {} for invariant in prd.invariants
+        ]
 
     def play(self) -> None:
         """Given, when, then; the invariants after each step."""
@@ -53,14 +57,14 @@ class _Rehearsal:
 
     def _sent(self, step: Step) -> Outcome | None:
         """What came of a step, unless an invariant broke."""
-        before = list(self._measures())
+        begun = len(self._world.happened)
         try:
             outcome = self._world.send(step)
         except Unfit as error:
             self._problems.add(step.where, f"with this, {error}", "use smaller values, or refuse them")
             return None
         self._customs = self._customs or outcome.customs
-        return outcome if self._keeps_invariants(step, before) else None
+        return outcome if self._keeps_invariants(step, begun) else None
 
     def _succeeded(self, step: Step, outcome: Outcome) -> bool:
         if outcome.denied is None and not outcome.conflict:
@@ -72,24 +76,35 @@ class _Rehearsal:
 
     # -- invariants ---------------------------------------------------------------------------------------------
 
-    def _measures(self) -> Iterator[dict[str, Any]]:
-        """The value of each invariant's expression: by entity, or under "" for all of them."""
-        for invariant in self._prd.invariants:
-            if invariant.agent is not None:
-                states = self._world.states(invariant.agent)
-                yield {id_: evaluated(invariant.expression, {"state": record(states[id_])}) for id_ in states}
-            else:
-                everyone = {
-                    name: [record(state) for state in self._world.states(name).values()]
-                    for name in invariant.expression.uses - {"Decimal"}
-                }
-                yield {"": evaluated(invariant.expression, everyone)}
+    def _total(self, invariant: Invariant) -> Any:
+        names = invariant.expression.uses - {"Decimal"}
+        everyone = {name: [record(state) for state in self._world.states(name).values()] for name in names}
+        return evaluated(invariant.expression, everyone)
 
-    def _keeps_invariants(self, step: Step, before: Sequence[Mapping[str, Any]]) -> bool:
+    def _measured(self, invariant: Invariant, touched: Mapping[str, Collection[str]]) -> dict[str, Any]:
+        """The new values of an invariant: of the entities to which something has happened, by their agents."""
+        if invariant.agent is None:
+            concerned = not touched.keys().isdisjoint(invariant.expression.uses)
+            return {"": self._total(invariant)} if concerned else {}
+        states = {id_: self._world.state(invariant.agent, id_) for id_ in touched.get(invariant.agent, ())}
+        return {
+            id_: evaluated(invariant.expression, {"state": record(state)})
+            for id_, state in states.items()
+            if state is not None
+        }
+
+    def _keeps_invariants(self, step: Step, begun: int) -> bool:
         """Whether all hold; one that does not is told once."""
         brings_in = self._prd.agent(step.agent).command(step.command).entity == "new"
-        for i, (invariant, now) in enumerate(zip(self._prd.invariants, self._measures(), strict=True)):
-            fault = next(_breaches(invariant, before[i], now, brings_in), None)
+        touched: dict[str, dict[str, None]] = {}
+        for event in self._world.happened[begun:]:
+            touched.setdefault(event.agent, {})[event.entity] = None
+        for i, invariant in enumerate(self._prd.invariants):
+            values = self._values[i]
+            # What is there before anything has happened has to hold, too.
+            now = self._measured(invariant, touched) if begun else {**values, **self._measured(invariant, touched)}
+            fault = next(_breaches(invariant, values, now, brings_in), None)
+            values |= now
             if fault is not None and not self._customs:
                 if i not in self._broken:
                     self._broken.add(i)

@@ -30,7 +30,7 @@ from meshforge_trio.factory.model import (
     repr_text,
 )
 
-__all__ = ["render"]
+__all__ = ["expectation_text", "render", "step_text"]
 
 _CLAIMS: Final = {
     "always": "",
@@ -125,18 +125,20 @@ def _example(prd: Prd, example: Example) -> Iterator[str]:
             if step.at != now:
                 now = step.at
                 yield f"{word} time `{_moment(now)}`"
-            yield f"{word} {_step(prd, step)}"
+            yield f"{word} {step_text(prd, step)}"
     for expectation in example.then:
-        yield f"then {_expectation(prd, expectation)}"
+        yield f"then {expectation_text(prd, expectation)}"
 
 
-def _step(prd: Prd, step: Step) -> str:
+def step_text(prd: Prd, step: Step) -> str:
+    """What stands behind `given` or `when`."""
     version = f" at version `{step.expected_version}`" if step.expected_version is not None else ""
     fields = prd.agent(step.agent).command(step.command).fields
     return f"`{step.agent}.{step.command}` on `{step.entity}`{version}{_values(step.payload, fields)}"
 
 
-def _expectation(prd: Prd, expected: Expectation) -> str:
+def expectation_text(prd: Prd, expected: Expectation) -> str:
+    """What stands behind `then`."""
     match expected.what:
         case "refused":
             return f"refused `{expected.name}`"

@@ -188,10 +188,22 @@ def _change(place: Path, file: File, base: str | None, keep: Collection[str]) ->
         return _with_missing_functions(file, mine)
     if mine == base:
         return Change(file.path, "updated", file.text, _diff(file.path, mine, file.text), executable=file.executable)
-    if base == file.text or file.path in keep:
+    if base == file.text or file.path in keep or (base is not None and _is_made(base, mine, file.text)):
         return Change(file.path, "kept", why="changed by hand")
     why = "changed by hand and by the PRD" if base is not None else "there already, and not generated"
     return Change(file.path, "conflict", None, _diff(file.path, mine if base is None else base, file.text), why)
+
+
+def _is_made(base: str, mine: str, wanted: str) -> bool:
+    """Whether all that the PRD asks for anew stands there already, beside what else was changed by hand."""
+    return _replacements(base, wanted) <= _replacements(base, mine)
+
+
+def _replacements(old: str, new: str) -> set[tuple[int, int, str]]:
+    """What stands in which lines' place."""
+    before, after = old.splitlines(keepends=True), new.splitlines(keepends=True)
+    blocks = difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+    return {(i, end, "".join(after[j:to])) for tag, i, end, j, to in blocks if tag != "equal"}
 
 
 def _left_over(place: Path, path: str, base: str) -> Change:

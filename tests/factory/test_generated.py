@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,11 +16,14 @@ from typing import Final
 
 import pytest
 
+from meshforge_trio.points import Point
+
 ROOT: Final = Path(__file__).parents[2]
 DEMO: Final = ROOT / "examples/multi_agent_demo_prd.md"
 PRDS: Final = sorted((ROOT / "tests/prds").glob("*.md"))
-#: All but the crash tests, which take longer.
+#: All but the crash tests, which take longer; and those with one of them.
 QUICK: Final = ("-k", "not chaos")
+KILLED_ONCE: Final = ("-k", "not chaos or before_store")
 
 pytestmark = pytest.mark.slow
 
@@ -158,6 +163,32 @@ def test_a_broken_handler_turns_it_red(stranger: Stranger, file: str, right: str
     assert f"{breaks} broken" in failed.stdout
 
 
+def test_the_gate_is_green_and_with_a_broken_handler_red(stranger: Stranger) -> None:
+    """The whole gate of a generated workspace: kills at every point it comes to, its invariants, planted bugs."""
+    home = stranger.workspace(DEMO, "--profile", "local", "--set", "dead_letters=off")
+    gate = ("meshforge-chaos", "gate", "--profile", "quick", "--report", "build", "--certificate", "build/shown.json")
+    told = stranger.passes(home, *gate)
+    shown = json.loads((home / "build/shown.json").read_text())
+    assert told.startswith("CERTIFICATE: PASS")
+    assert (shown["verdict"], shown["reasons"]) == ("pass", [])
+    assert shown["kills"] >= shown["kills_min"] > 0
+    killed = {cell["place"] for cell in shown["coverage"]["cells"] if cell["receipts"]}
+    assert killed >= {point for point in Point if not re.search("attempt|hold|dead_letter", point)}
+    assert [mutant["caught"] for mutant in shown["mutants"]] == [True] * 5
+    assert {claim for claim, held in shown["guarantees"].items() if held["examined"]} >= {
+        *("G1", "G2", "G3", "G4", "G5", "G6", "G7", "G8", "G12", "G13"),
+        *("inventory: stock >= 0", "sum(inventory.reserved) == sum(order.reserved)"),
+    }
+    source = home / "agents/inventory.py"
+    source.write_text(source.read_text().replace("if payload.quantity <= state.stock:", "if payload.quantity >= 1:"))
+    broken = stranger.run(*gate, cwd=home)
+    assert broken.returncode == 1, broken.stdout + broken.stderr
+    shown = json.loads((home / "build/shown.json").read_text())
+    assert shown["verdict"] == "violation"
+    assert {violation["guarantee"] for violation in shown["violations"]} == {"inventory: stock >= 0"}
+    assert [mutant["caught"] for mutant in shown["mutants"]] == [True] * 5
+
+
 @pytest.mark.parametrize("prd", PRDS, ids=lambda path: path.stem)
 def test_every_prd_gives_a_workspace_that_is_typed_and_runs(stranger: Stranger, prd: Path) -> None:
     home = stranger.workspace(prd)
@@ -167,4 +198,6 @@ def test_every_prd_gives_a_workspace_that_is_typed_and_runs(stranger: Stranger, 
         cwd=home,
     )
     assert typed.returncode == 0, typed.stdout
-    assert " passed" in stranger.passes(home, *pytest_command(*QUICK))
+    told = stranger.passes(home, *pytest_command(*KILLED_ONCE))
+    assert " passed" in told
+    assert "1 runs, 1 processes killed, at 1 points" in told

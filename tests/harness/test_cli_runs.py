@@ -19,9 +19,9 @@ import pytest
 import structlog
 
 from chaos.cli import cli, ending
-from chaos.gate import Profile
 from chaos.mutants.catalogue import CATALOGUE
 from chaos.mutants.patch import Edit, Patch
+from chaos.profiles import Profile
 from meshforge_trio.points import Point
 
 DEADLINE_S: Final = 60.0

@@ -11,13 +11,15 @@ import pytest
 
 from chaos.builtin import CRASH_MATRIX
 from chaos.case import Case
+from chaos.certificate import certificate
 from chaos.cli.gate import target_of
-from chaos.gate import PROFILES, Gate, Profile, Target, judged, plan_for, run_gate
+from chaos.gate import Gate, Target, judged, plan_for, run_gate
 from chaos.lab import Outcome
 from chaos.mutants.catalogue import CATALOGUE
 from chaos.mutants.detect import Detection
 from chaos.mutants.patch import Patch
-from chaos.plan import ALLOWED, parse_plan
+from chaos.plan import ALLOWED, kinds_at, parse_plan
+from chaos.profiles import PROFILES, Profile
 from chaos.project import Project, ProjectError
 from chaos.scenario import ScenarioError
 from chaos.sweep import Fixed
@@ -131,6 +133,17 @@ async def test_what_scripts_have_reached_is_not_tried_again() -> None:
     assert [plan for plan in left.plans if "full" in plan]  # type: ignore[attr-defined]
 
 
+async def test_a_quick_one_kills_at_the_first_hits_of_every_point_and_does_nothing_else() -> None:
+    lab = PaperLab()
+    gate = await gated(lab=lab, profile=PROFILES["quick"])
+    assert (gate.status, gate.reasons) == (Status.PASS, [])
+    rules = {str(rule) for case, _ in lab.asked for rule in case.plan.rules}
+    assert {f"worker#1:{point}@{nth}=kill" for point in Point if "kill" in kinds_at(point) for nth in (1, 2)} <= rules
+    assert not [rule for rule in rules if not rule.endswith("=kill") or "@3" in rule]
+    assert gate.stages[0].name == "kill at the first 2 hits (crash-matrix)"
+    assert certificate(gate)["crash_class"].startswith("process crash (SIGKILL at a named point); of other faults what")
+
+
 @pytest.mark.parametrize("cell", cells(), ids=str)
 def test_every_cell_has_a_plan_that_can_be_run(cell: Cell) -> None:
     rule = parse_plan(plan_for(cell)).rules[-1]
@@ -140,8 +153,8 @@ def test_every_cell_has_a_plan_that_can_be_run(cell: Cell) -> None:
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda profile: profile.name)
 def test_profiles_name_what_exists(profile: Profile) -> None:
     assert set(profile.actors) <= set(ALLOWED)
-    assert {1, 64} <= set(profile.batches)
-    assert profile.kills_min >= 300
+    assert {1, 64} <= set(profile.batches) or profile.name == "quick"
+    assert profile.kills_min >= (40 if profile.name == "quick" else 300)
 
 
 # -- what fails ----------------------------------------------------------------------------------------------------

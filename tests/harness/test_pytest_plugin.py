@@ -106,6 +106,13 @@ def test_a_project_of_its_own_passes_and_is_told_what_was_done(parcels: Path) ->
     assert re.search(r"4 runs, 3 processes killed, at 3 points", done.stdout), done.stdout
 
 
+def test_agents_are_served_where_the_commands_go(tmp_path: Path) -> None:
+    elsewhere = TESTS.replace("Workload()", 'Workload("shop/front")')
+    done = run(project(tmp_path, clock=FORGETFUL.replace("time.time()", "7"), test_it=elsewhere), "-q")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 runs, 1 processes killed, at 1 points" in done.stdout
+
+
 def test_the_plan_of_the_command_line_stands_in_for_those_of_the_tests(parcels: Path) -> None:
     done = run(parcels, "-q", "-k", "anywhere", "--chaos-plan", "worker#1:before_ack@1=kill")
     assert done.returncode == 0, done.stdout + done.stderr

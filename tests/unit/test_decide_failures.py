@@ -93,6 +93,15 @@ def test_attempts_end_in_a_dead_letter_that_its_sender_hears_of() -> None:
     assert outcomes(desk.take(command(1, "explode"))) == ["duplicate"]
 
 
+def test_without_a_limit_it_fails_until_it_is_mended() -> None:
+    desk = Desk(policy=RetryPolicy(limit=0, delays_s=(1.0,), jitter=0.0))
+    for _ in range(40):
+        plan = desk.take(command(1, "explode"), command(2))
+        assert outcomes(plan) == ["failed", "held"]
+        desk.now += 2
+    assert (plan.commit.attempts[0].attempts, len(plan.commit.attempts[0].calls)) == (40, 32)
+
+
 def test_poison_is_set_aside_at_once() -> None:
     plan = Desk().take(command(1, "poison"), command(2))
     assert outcomes(plan) == ["dead", "decided"]

@@ -73,6 +73,7 @@ def test_the_defaults_are_fine() -> None:
         ({"max_ack_pending": 3, "batch": 1}, [("ack-pending", "refuse")]),
         ({"lease_ttl_s": 2.0}, [("lease", "warn")]),
         ({"policy": RetryPolicy(limit=2)}, [("retry-limit", "warn")]),
+        ({"policy": RetryPolicy(limit=0)}, []),
     ],
 )
 def test_each_doubtful_setting_is_found_alone(given: dict[str, Any], found: list[tuple[str, str]]) -> None:

@@ -6,12 +6,13 @@ from decimal import Decimal
 from typing import Any
 
 import attrs
+import orjson
 import pytest
 
 from meshforge_trio.agent import Agent, Context, Event
-from meshforge_trio.envelope import CommandEnvelope
+from meshforge_trio.envelope import CommandEnvelope, converter
 from meshforge_trio.errors import Refused
-from meshforge_trio.guards import as_json, between, existing_entity, named_entity, new_entity, sized
+from meshforge_trio.guards import as_json, between, existing_entity, named_entity, new_entity, representable, sized
 
 
 def context(version: int, entity: str | None = "o-1") -> Context:
@@ -71,6 +72,47 @@ def test_what_is_not_is_refused_by_name(field: str, value: Any, said: str) -> No
     with pytest.raises(Refused) as refused:
         Asked(**{field: value})
     assert (refused.value.reason, refused.value.code, refused.value.field) == (said, "bad_payload", field)
+
+
+@attrs.frozen(kw_only=True)
+class Reckoned:
+    count: int | None = attrs.field(default=0, validator=representable)
+    price: Decimal = attrs.field(default=Decimal(0), validator=representable)
+    sums: tuple[int, ...] = attrs.field(default=(), validator=representable)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("count", 2**63 - 1),
+        ("count", -(2**63)),
+        ("count", None),
+        ("price", Decimal("9" * 28 + "." + "9" * 28)),
+        ("price", Decimal("1E+27")),
+        ("sums", (1, 2**63 - 1)),
+    ],
+)
+def test_what_json_carries_can_be_held_and_comes_back(field: str, value: Any) -> None:
+    held = Reckoned(**{field: value})
+    carried = orjson.loads(orjson.dumps(converter().unstructure(held)))
+    assert converter().structure(carried, Reckoned) == held
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("count", 2**63),
+        ("count", -(2**63) - 1),
+        ("price", Decimal("1E+28")),
+        ("price", Decimal("1E-29")),
+        ("price", Decimal("NaN")),
+        ("sums", (1, 2**63)),
+    ],
+)
+def test_a_number_that_became_too_large_is_refused(field: str, value: Any) -> None:
+    with pytest.raises(Refused, match=f"{field} would be") as refused:
+        Reckoned(**{field: value})
+    assert (refused.value.code, refused.value.field) == ("out_of_range", field)
 
 
 def test_a_guard_without_bounds_is_a_mistake() -> None:

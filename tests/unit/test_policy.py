@@ -127,6 +127,10 @@ def test_a_handler_is_called_at_least_limit_less_one_times(policy: RetryPolicy) 
     assert counted == list(range(policy.limit - 1))
 
 
+def test_without_a_limit_it_is_called_for_as_long_as_it_takes() -> None:
+    assert not any(RetryPolicy(limit=0).exhausted(attempts) for attempts in (0, 1, 5, 1_000, 10**6))
+
+
 def test_back_off_doubles_up_to_its_bound() -> None:
     assert list(islice(backoff(), 4)) == [0.05, 0.1, 0.2, 0.4]
     assert list(islice(backoff(), 30))[-1] == BACKOFF_MAX_S

@@ -10,7 +10,7 @@ import pytest
 
 from meshforge_trio.agent import Agent, Context, Event, Reply, Send
 from meshforge_trio.crud import crud_agent
-from meshforge_trio.envelope import EventEnvelope
+from meshforge_trio.envelope import EventEnvelope, JsonObject
 from meshforge_trio.errors import Misconfigured, Refused
 from meshforge_trio.locks import LOCK_MANAGER, LockManagerAdapter
 from meshforge_trio.runtime import App
@@ -172,6 +172,26 @@ def test_a_refusal_is_an_answer_and_changes_nothing() -> None:
     assert (told.name, told.code) == ("refused", "too_many")
     assert not stage.exists("item", "lamp")
     assert stage.state("item", "lamp") == Item()
+
+
+def test_of_a_decision_that_leads_to_what_must_not_be_nothing_happens() -> None:
+    glass: Agent[int] = Agent("glass", state=int, initial=int)
+
+    @glass.command("pour")
+    def pour(state: int, payload: JsonObject, ctx: Context) -> list[Event]:
+        return [Event("poured")] * payload["times"]
+
+    @glass.event("poured")
+    def poured(state: int, event: JsonObject) -> int:
+        if state == 2:
+            raise Refused("it is full", code="full")
+        return state + 1
+
+    stage = Stage(App([glass]))
+    assert stage.send("glass", "pour", {"times": 1}, entity="g").name == "poured"
+    assert stage.send("glass", "pour", {"times": 2}, entity="g").code == "full"
+    assert (stage.state("glass", "g"), len(stage.events)) == (1, 1)
+    assert stage.send("glass", "pour", {"times": 1}, entity="g", expected_version=1).name == "poured"
 
 
 def test_a_version_that_does_not_fit_is_a_conflict() -> None:

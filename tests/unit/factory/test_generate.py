@@ -22,10 +22,13 @@ from meshforge_trio.config import load_settings
 from meshforge_trio.errors import Misconfigured
 from meshforge_trio.factory.model import Prd
 from meshforge_trio.factory.prd import load_prd
-from meshforge_trio.factory.profiles import PROFILES
+from meshforge_trio.factory.profiles import PROFILES, load_profile
 from meshforge_trio.factory.reading import decided_by_time
 from meshforge_trio.permissions import parse_rule
 from meshforge_trio.server import find_binary
+
+#: Where what a gate looks at is.
+JUDGED = ("agents", "rules", "scenarios")
 
 every_prd = pytest.mark.parametrize("path", PRDS, ids=lambda path: path.stem)
 
@@ -130,6 +133,18 @@ def test_the_keys_are_made_outside_of_version_control(workspaces: Path, tmp_path
     assert settings.engine.replicas == 3
 
 
+@every_prd
+def test_the_gate_judges_the_same_whatever_the_profile(path: Path) -> None:
+    def judged(profile: str) -> dict[str, Any]:
+        toggles = attrs.asdict(load_profile("local").toggles)
+        files = texts(generator(path, profile, **toggles))
+        found: dict[str, Any] = {name: text for name, text in files.items() if name.split("/")[0] in JUDGED}
+        return {**found, "how": tomllib.loads(files["pyproject.toml"])["tool"]["meshforge-chaos"]}
+
+    assert judged("local") == judged("test-nats") == judged("cluster")
+    assert judged("local").keys() > {"agents/__init__.py", "scenarios/invariants.py", "scenarios/workload.jsonl"}
+
+
 @pytest.mark.parametrize(
     ("environment", "elsewhere"),
     [
@@ -188,7 +203,7 @@ def test_a_component_that_is_off_leaves_nothing_behind() -> None:
     for path, text in off.items():
         assert not re.search(r"lock_manager|LockManager|\.lock\.|signing|nkey|log_json|dlq", text), path
     assert not {"keys.py", "tests/test_dead_letters.py", "tests/test_telemetry.py"} & off.keys()
-    assert tomllib.loads(off["meshforge.toml"])["engine"]["retry"]["limit"] == 1000
+    assert tomllib.loads(off["meshforge.toml"])["engine"]["retry"]["limit"] == 0
 
 
 def test_a_component_that_is_on_is_wired_and_tested() -> None:

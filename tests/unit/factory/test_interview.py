@@ -41,7 +41,14 @@ PETS = [
     ],
     *["", "`pet.sold`: `adopt` on `owner`", ""],
     *["pet: `age >= 0`", ""],
+    # The examples that are proposed, and one more.
+    *["", "", "", ""],
+    *["too young", "", '`pet.create` on `rex` with `name` = `"Rex"`, `age` = `0`', "", "then refused `young`", "", ""],
 ]
+
+
+HEARD = PETS.index("`pet.sold`: `adopt` on `owner`")
+EXAMPLES = PETS.index("pet: `age >= 0`") + 2
 
 
 class Script:
@@ -97,12 +104,16 @@ def test_what_is_answered_is_written() -> None:
         (14, "reject it", "expected 'entity'"),
         (16, "pet", "the same name as the agent"),
         (17, "sets `nme`", "unknown field 'nme'"),
-        (-4, "`pet.solt`: `adopt` on `owner`", "did you mean 'sold'?"),
-        (-2, "pet: `age`", "it is integer, not boolean"),
+        (HEARD, "`pet.solt`: `adopt` on `owner`", "did you mean 'sold'?"),
+        (HEARD + 2, "pet: `age`", "it is integer, not boolean"),
+        (EXAMPLES, "`pet.crate` on `rex`", "did you mean 'create'?"),
+        (EXAMPLES, "`pet.create` on `rex`", "lacks `name`, `age`"),
+        (EXAMPLES + 1, "it is sold", "expected an event"),
+        (EXAMPLES + 4, "create pet", "a second example"),
+        (EXAMPLES + 6, "`pet.sell` on `rex` with `owner` = `x` and so on", "expected a field"),
     ],
 )
 def test_rubbish_is_asked_for_again(at: int, rubbish: str, said: str) -> None:
-    at %= len(PETS)
     script = Script([*PETS[:at], rubbish, *PETS[at:]])
     assert read_prd(interview(script)) == read_prd(interview(Script(PETS)))
     assert script.left == 0
@@ -126,6 +137,63 @@ def test_what_shows_only_in_the_whole_is_told_and_written() -> None:
         read_prd(text)
 
 
+def test_examples_are_proposed_and_asked_for() -> None:
+    prd = read_prd(interview(Script(PETS)))
+    create, adopt, young = prd.examples
+    assert (create.name, create.when[0].entity, dict(create.when[0].payload)) == (
+        "create pet",
+        "pet-1",
+        {"name": "name", "age": 1},
+    )
+    assert (create.then[0].name, adopt.then[0].name) == ("created", "adopted")
+    assert (young.name, young.then[0].what, young.then[0].name) == ("too young", "refused", "young")
+
+
+YOUNG = '`pet.create` on `rex` with `name` = `"Rex"`, `age` = `0`'
+
+
+@pytest.mark.parametrize(
+    ("at", "answers", "said"),
+    [
+        (EXAMPLES, [YOUNG, "`pet.created`"], "pet.created does not happen"),
+        (
+            EXAMPLES + 4,
+            ["sold", "`pet.sell` on `rex` with `owner` = `ada`", "", YOUNG, "", "conflict", ""],
+            "not_found",
+        ),
+    ],
+    ids=["proposed", "own"],
+)
+def test_an_example_that_does_not_hold_is_told_and_left_out(at: int, answers: list[str], said: str) -> None:
+    script = Script([*PETS[:at], *answers, *PETS[at:]])
+    assert read_prd(interview(script)) == read_prd(interview(Script(PETS)))
+    assert script.left == 0
+    assert any("That does not hold" in told and said in told for told in script.told)
+
+
+@pytest.mark.parametrize(
+    ("rules", "fields", "proposed"),
+    [
+        ([], ["free text"], '`free` = `"free"`'),
+        (["refuse `low` if `many < 100`: no"], ["many integer"], "`many` = `100`"),
+        (["refuse `odd` unless `one > other`: no"], ["one integer", "other integer"], "`one` = `1`, `other` = `0`"),
+        (["refuse `past` if `due <= now`: no"], ["due time"], '`due` = `"2026-01-02T00:00:00Z"`'),
+        (["refuse `no` unless `sure`: no"], ["sure boolean", "more optional text"], "`sure` = `true`"),
+        (["refuse `no` unless `all_of == [1]`: no"], ["all_of list of integer"], "`all_of` = `[1]`"),
+        (["refuse `no` unless `many == 77`: no"], ["many integer"], ""),
+    ],
+    ids=["text", "least", "pair", "time", "boolean", "list", "never"],
+)
+def test_what_is_proposed_passes_the_rules(rules: list[str], fields: list[str], proposed: str) -> None:
+    command = ["make", "new", *fields, "", *rules, "", "", "", ""]
+    ends = [""] * (4 if proposed else 2)
+    script = Script(["Shop", "", "", *["thing", "", "held text", ""], *command, "", *ends])
+    text = interview(script)
+    assert script.left == 0
+    assert (f"- when `thing.make` on `thing-1` with {proposed}\n" in text) == bool(proposed)
+    assert any("A workspace needs one" in told for told in script.told) != bool(proposed)
+
+
 def run(*arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "meshforge_trio", *arguments]
@@ -140,6 +208,9 @@ def test_new_takes_piped_answers(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert f"meshforge generate --prd {file}" in done.stdout
     assert load_prd(file) == read_prd(interview(Script(PETS)))
+    made = run("generate", "--prd", str(file), "--output", str(tmp_path / "pets"))
+    assert made.returncode == 0, made.stderr
+    assert "async def lead" in (tmp_path / "pets/tests/smoke_test.py").read_text()
     again = run("new", str(file))
     assert again.returncode == 2
     assert "exists already" in again.stderr

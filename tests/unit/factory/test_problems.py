@@ -130,6 +130,13 @@ MISTAKES: dict[str, tuple[str, str, str, str]] = {
     "bracket": (MISSING, "`missing` = `«(quantity`", "no expression", "use names"),
     "exponent": (MISSING, "`missing` = `quantity + «1e9`", "no number", "write it out"),
     "message": ("{status}\n- emit `completed`", "«{status\n- emit `completed`", "'{' without '}'", "{an expression}"),
+    "id heard": (RESERVE, RESERVE.replace("`order`,", "`order` = `«id`,"), "only commands know 'id'", "carry it"),
+    "now in an event": (
+        "- sets `carrier`, `left_at`",
+        "- sets `carrier`\n- `left_at` becomes `«now`",
+        "only comm",
+        "carry",
+    ),
     "message name": ("only {reserved} of {id}", "only {«reservd} of {id}", "unknown name 'reservd'", "'reserved'"),
     "no message": (": only {reserved} of {id} are put aside", ":«", "0 characters", "1 to 500"),
     "entity": ("- entity: any", "- entity: «anyy", "found 'anyy'", "did you mean 'any'"),

@@ -113,6 +113,28 @@ def test_an_edited_file_stays_as_long_as_the_prd_says_nothing_new_of_it(home: Pa
     assert (home / "a.py").read_text() == "a = 1  # mine\n"
 
 
+@pytest.mark.parametrize(
+    ("mine", "kind"),
+    [
+        ("# mine\na\nB\nc\nd\ne\nF\n", "kept"),
+        ("# mine\na\nB\nc\nd\ne\nf\n", "conflict"),
+        ("# mine\na\nB!\nc\nd\ne\nF\n", "conflict"),
+        ("a\nB\nc\nd\ne\nF\n", "unchanged"),
+    ],
+    ids=["all", "half", "otherwise", "nothing else"],
+)
+def test_what_was_made_to_the_letter_beside_other_edits_is_no_conflict(tmp_path: Path, mine: str, kind: str) -> None:
+    home = tmp_path / "shop"
+    write_update(plan(home, [File("a.txt", "a\nb\nc\nd\ne\nf\n")]))
+    (home / "a.txt").write_text(mine)
+    asked = [File("a.txt", "a\nB\nc\nd\ne\nF\n")]
+    assert kinds(plan(home, asked)) == {"a.txt": kind}
+    if kind == "kept":
+        write_update(plan(home, asked))
+        assert (home / "a.txt").read_text() == mine
+        assert kinds(plan(home, [File("a.txt", "a\nB\nc\nd\nE\nF\n")])) == {"a.txt": "conflict"}
+
+
 def test_what_both_changed_is_shown_and_nothing_at_all_is_written(home: Path) -> None:
     (home / "a.py").write_text("a = 1  # mine\n")
     before = contents(home)
