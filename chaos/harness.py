@@ -15,7 +15,7 @@ import trio
 from chaos.case import Case
 from chaos.evidence import Sent
 from chaos.lab import Lab, Outcome, open_lab
-from chaos.plan import Plan, parse_plan
+from chaos.plan import Plan, kinds_at, parse_plan
 from chaos.project import workspaces_of
 from chaos.report.html import render_html
 from chaos.scratch import file_name
@@ -124,7 +124,7 @@ class ChaosSweep(_Harness):
         app: str,
         commands: Commands,
         *,
-        points: Sequence[str] = tuple(Point),
+        points: Sequence[str] = (),
         action: str = "kill",
         seconds: float | None = None,
         batches: Sequence[int] = (64,),
@@ -133,11 +133,15 @@ class ChaosSweep(_Harness):
     ) -> Sequence[Outcome]:
         """Do `action` at the 1st, 2nd ... hit of each of `points` until a run ends unhit; return every outcome.
 
-        Points that the commands never reach are found out and left. With `check`, the first verdict other than pass
-        fails the test, and so does a sweep in which nothing was hit.
+        Without `points`, at all where it may be done; those that the commands never reach are found out and left. With
+        `check`, the first verdict other than pass fails the test, and so does a sweep in which nothing was hit.
+
+        Raises:
+            PlanError: no such point or action, one where it may not stand, or one that needs its `seconds`.
         """
         outcomes: list[Outcome] = []
-        sweep = Sweep(tuple(Point(point) for point in points), action, seconds, tuple(batches))
+        places = _places(points, action, seconds)
+        sweep = Sweep(places, action, seconds, tuple(batches))
 
         def case_of(plan: Plan, batch: int, must_fire: bool) -> Case:
             engine = {**fields.get("engine", {}), "batch": batch}
@@ -162,8 +166,16 @@ class ChaosSweep(_Harness):
         if check:
             self._checked(outcomes)
             if not any(outcome.verdict.fired for outcome in outcomes):
-                pytest.fail(f"inconclusive: none of {', '.join(map(str, points))} was ever reached", pytrace=False)
+                pytest.fail(f"inconclusive: none of {', '.join(places)} was ever reached", pytrace=False)
         return outcomes
+
+
+def _places(points: Sequence[str], action: str, seconds: float | None) -> Sequence[Point]:
+    """Where a sweep acts; whatever is wrong with that would look like points that are never reached."""
+    chosen = points or [point for point in Point if action in kinds_at(point)] or tuple(Point)
+    for point in chosen:
+        parse_plan(f"worker#1:{point}@1={action}" + ("" if seconds is None else f"({seconds:g})"))
+    return tuple(Point(point) for point in chosen)
 
 
 def _failure(outcome: Outcome) -> str:

@@ -260,6 +260,8 @@ def _against(
     run: Run, judgements: Sequence[ImageJudgement], unhit: Sequence[str], receipts: Sequence[Receipt]
 ) -> Iterator[str]:
     """Why the run shows less than it should."""
+    if not run.sent:
+        yield "nothing was sent"
     if unhit and run.told["must_fire"]:
         yield f"{_NEVER_FIRED}{'; '.join(unhit)}"
     for receipt in receipts:
@@ -276,8 +278,6 @@ def _against(
     for each in judgements:
         if each.judgement.failure:
             yield f"the checker of {each.judgement.id} failed on image {each.image}: {each.judgement.failure}"
-    if not run.sent:
-        yield "nothing was sent"
     for phase in dict.fromkeys(sent.phase for sent in run.sent):
         if not any(sent.outcome == "ok" for sent in run.sent if sent.phase == phase):
             yield f"no command of phase {phase!r} was accepted"

@@ -70,9 +70,11 @@ class Worker:
         return "T" in states and states <= set("TZX")
 
     def last_words(self) -> str:
-        """The last line of its log, which mostly names the cause, and then the end of the log."""
+        """The line of its log that mostly names the cause, and then the end of the log."""
         tail = self.tail()
-        return f"{tail.rpartition(chr(10))[2]}\nits log:\n{tail}"
+        # The message of an error may go on below, with a caret.
+        last = [line for line in tail.splitlines() if line[:1].strip()][-1:]
+        return f"{''.join(last)}\nits log:\n{tail}"
 
     def tail(self, lines: int = 30) -> str:
         """The end of its log."""

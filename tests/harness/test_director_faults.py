@@ -97,12 +97,14 @@ async def test_a_worker_waits_for_a_lock(lab: Lab) -> None:
 # -- the broker ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("action", "hit"), [("truncate", 4), ("flip", 3), ("rot", 3)])
-async def test_a_damaged_stream_is_filled_up(lab: Lab, action: str, hit: int) -> None:
+@pytest.mark.parametrize(("action", "least"), [("truncate", 4), ("flip", 3), ("rot", 3)])
+async def test_a_damaged_stream_is_filled_up(lab: Lab, action: str, least: int) -> None:
     history, logs = await played(lab, f"nats:after_ack@4={action}")
     assert ends(history) == [("worker#1", 0)]
     up = next(record for record in history if record.kind == "up")
-    assert up["damaged"] == {EVENTS: hit}
+    # The newest of the events, or the one in the middle; the next turns may have published theirs by then.
+    assert list(up["damaged"]) == [EVENTS]
+    assert up["damaged"][EVENTS] >= least
     assert "published what the streams lacked" in logs[0]
 
 

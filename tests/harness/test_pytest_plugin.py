@@ -184,6 +184,26 @@ def test_an_interrupt_ends_the_session_and_not_the_test(tmp_path: Path) -> None:
     assert not (home / "next").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ('points=["nowhere"]', "no point 'nowhere'"),
+        ('action="explode"', "no action of worker 'explode'"),
+        ('action="stop", points=["in_store"]', "worker stop may not stand at in_store"),
+        ('action="full"', "full needs its seconds"),
+        ('action="full", seconds=0.1', "inconclusive: none of before_store, in_store, before_attempt, before_hold, "),
+    ],
+    ids=["point", "action", "place", "seconds", "all places"],
+)
+def test_a_sweep_of_what_there_is_not_is_told(tmp_path: Path, arguments: str, told: str) -> None:
+    tests = f"def test_it(chaos_sweep):\n    chaos_sweep('clock:app', [], {arguments})\n"
+    nothing = "import chaos.sweep\n\nasync def explore(*_): pass\n\nchaos.sweep.Sweep.explore = explore\n"
+    home = project(tmp_path, clock=FORGETFUL, test_clock=tests, conftest=nothing)
+    done = run(home, "-q")
+    assert done.returncode == 1
+    assert told in done.stdout
+
+
 def test_commands_to_nobody_are_inconclusive_at_once(tmp_path: Path) -> None:
     home = project(tmp_path, clock=FORGETFUL, test_clock=TESTS.replace('"clock", "tick"', '"watch", "tick"'))
     done = run(home, "-q")
