@@ -200,8 +200,9 @@ def test_what_is_internal_can_be_asked_by_nobody() -> None:
 
 def test_a_wheel_that_no_index_has_is_found_everywhere() -> None:
     files = texts(generator())
-    assert "COPY pyproject.toml wheels* /tmp/wheels/\nRUN pip install --no-cache-dir --find-links /tmp/wheels ." in (
-        files["Dockerfile"]
+    assert (
+        "COPY pyproject.toml wheels* /tmp/wheels/\nRUN pip install --no-cache-dir --find-links /tmp/wheels ."
+        in (files["Dockerfile"])
     )
     assert "!wheels" in files[".dockerignore"].splitlines()
     assert "pip install --find-links wheels --editable" in files[".github/workflows/durability.yml"]
