@@ -95,7 +95,7 @@ def generate(
     else:
         _show(update, check=check)
         left = [(agent.name, name) for agent in read.agents for _, _, name in custom_rules(agent)]
-        if left and not check:
+        if left and not check and not update.conflicts:
             click.echo("Rules in words, yours to write: " + ", ".join(f"rules/{a}.py {name}" for a, name in left))
     if update.conflicts or (check and update.writes):
         return ExitCode.FAILED

@@ -51,8 +51,8 @@ def test_the_example_passes_from_an_installed_wheel_and_fails_when_it_is_broken(
     assert passed.returncode == 0, passed.stdout + passed.stderr
     assert "6 passed" in passed.stdout
 
-    gate: list[str | Path] = [tmp_path / "venv/bin/meshforge-chaos", "gate", "--profile", "quick", "--json", "gate.json"]
-    gated = run(gate, home)
+    gate = tmp_path / "venv/bin/meshforge-chaos"
+    gated = run([gate, "gate", "--profile", "quick", "--json", "gate.json"], home)
     assert gated.returncode == 0, gated.stdout + gated.stderr
     assert json.loads((home / "gate.json").read_text())["verdict"] == "pass"
 

@@ -198,6 +198,17 @@ def test_what_is_internal_can_be_asked_by_nobody() -> None:
     assert all(parse_rule(rule).allows for rule in rules)
 
 
+def test_a_wheel_that_no_index_has_is_found_everywhere() -> None:
+    files = texts(generator())
+    assert (
+        "COPY pyproject.toml wheels* /tmp/wheels/\nRUN pip install --no-cache-dir --find-links /tmp/wheels ."
+        in (files["Dockerfile"])
+    )
+    assert "!wheels" in files[".dockerignore"].splitlines()
+    assert "pip install --find-links wheels --editable" in files[".github/workflows/durability.yml"]
+    assert "--wheel-dir wheels" in files["README.md"]
+
+
 def test_a_component_that_is_off_leaves_nothing_behind() -> None:
     off = texts(generator(lock_manager=False, telemetry=False, dead_letters=False))
     for path, text in off.items():

@@ -180,9 +180,10 @@ def test_an_example_that_does_not_hold_is_told_and_left_out(at: int, answers: li
         (["refuse `past` if `due <= now`: no"], ["due time"], '`due` = `"2026-01-02T00:00:00Z"`'),
         (["refuse `no` unless `sure`: no"], ["sure boolean", "more optional text"], "`sure` = `true`"),
         (["refuse `no` unless `all_of == [1]`: no"], ["all_of list of integer"], "`all_of` = `[1]`"),
+        (["custom: only on Sundays", "refuse `low` if `many < 100`: no"], ["many integer"], "`many` = `100`"),
         (["refuse `no` unless `many == 77`: no"], ["many integer"], ""),
     ],
-    ids=["text", "least", "pair", "time", "boolean", "list", "never"],
+    ids=["text", "least", "pair", "time", "boolean", "list", "words", "never"],
 )
 def test_what_is_proposed_passes_the_rules(rules: list[str], fields: list[str], proposed: str) -> None:
     command = ["make", "new", *fields, "", *rules, "", "", "", ""]

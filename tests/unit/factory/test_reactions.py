@@ -86,9 +86,7 @@ PRD = """
 
 @pytest.fixture
 def app(tmp_path: Path) -> Iterator[Any]:
-    home = generated(read_prd(PRD), tmp_path)
-    assert home is not None
-    with importing(home):
+    with importing(generated(read_prd(PRD), tmp_path)):
         yield import_module("agents").app
 
 
