@@ -32,7 +32,7 @@ from chaos.faults.proxy import open_proxy
 from chaos.history import VERSION, History
 from chaos.observer import Observer, open_observer, resent
 from chaos.plan import Plan
-from chaos.world import ProcessWorld, Worker, WorldError
+from chaos.world import POLL_S, ProcessWorld, Worker, WorldError
 from chaos.zygote import NEVER_A_WORKER, Zygote
 from meshforge_trio.envelope import decode_command, encode
 from meshforge_trio.launch import load_app
@@ -326,7 +326,13 @@ class _Run:
         for other in self.world.workers:
             if other is not worker and other.status is None:
                 await self.world.drain(other)
+        acts = self.director.acts
         if await self.world.drain(worker) != 0:
+            return False
+        if self.director.acts > acts:
+            # The last it did met a fault, which may have undone what was done: somebody has to look.
+            while self.director.busy:
+                await trio.sleep(POLL_S)
             return False
         self._history.write("drained")
         return True

@@ -46,7 +46,8 @@ def needs_director(plan: Plan) -> bool:
 
 
 class Director:
-    """Acts on the rules of one run. `replaced` holds workers that were stopped until a successor has finished.
+    """Acts on the rules of one run. `replaced` holds workers that were stopped until a successor has finished; `acts`
+    counts what was begun, of which `busy` are not yet done.
 
     `resend` sends every command again under a new id.
     """
@@ -73,6 +74,7 @@ class Director:
         # Workers under which the broker lost something, with how often they had recovered by then.
         self._unaware: dict[Worker, int] = {}
         self.busy = 0
+        self.acts = 0
         self.replaced: list[Worker] = []
         self.handed_over = trio.Event()
 
@@ -101,6 +103,7 @@ class Director:
                     rule = self._rules.get(text)
                     if rule is not None and _is_ours(rule):
                         self.busy += 1
+                        self.acts += 1
                         acts.start_soon(self._act, rule, self._worker(actor))
                 await trio.sleep(POLL_S / 2)
 

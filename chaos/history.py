@@ -24,6 +24,7 @@ the version of this schema.
 | `heard` | client | `subject`, `msg_id`, `body` (text, or `body_base64`) |
 | `holds` | client#N | `resource`, `token`: it has the lock from here on |
 | `looks` | client#N | `token`, `at`: when, `left_s`: how much of its lease it has left, by its own clock |
+| `tries` | client#N | `token`, under which it is about to act |
 | `acts` | client#N | `token`, `answer`: the name of what it was answered under that token |
 | `lets_go` | client#N | `token`, `why`: `lost` where its block was cancelled, else `released` |
 | `stopped` `woken` | client#N | its process, by SIGSTOP and SIGCONT |
@@ -69,6 +70,7 @@ KINDS: Final[Mapping[str, frozenset[str]]] = {
     "heard": frozenset({"subject", "msg_id"}),
     "holds": frozenset({"resource", "token"}),
     "looks": frozenset({"token", "at", "left_s"}),
+    "tries": frozenset({"token"}),
     "acts": frozenset({"token", "answer"}),
     "lets_go": frozenset({"token", "why"}),
     "stopped": frozenset(),

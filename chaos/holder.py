@@ -51,6 +51,7 @@ async def _live(url: str, number: int, history: History) -> None:
 
 
 async def _act(mesh: MeshClient, fence: Fence, history: History) -> None:
+    history.write("tries", token=fence["fencing_token"])
     answer = await mesh.call("counter", "add", {"amount": 1}, entity_id=RESOURCE, **fence)
     history.write("acts", token=fence["fencing_token"], answer=str(answer.payload.get("code", answer.name)))
 

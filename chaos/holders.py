@@ -107,6 +107,8 @@ async def _ended(process: trio.Process, number: int) -> None:
 def _look(evidence: Evidence) -> Iterator[Finding | int]:
     """What every holder did against what the newer ones did before."""
     holds: dict[int, int] = {}
+    # Whoever is suspended between asking and being answered may have been in time.
+    known: dict[str, int] = {}
     acted = 0
     for record in evidence.history:
         match record.kind:
@@ -117,11 +119,14 @@ def _look(evidence: Evidence) -> Iterator[Finding | int]:
                 holds[record["token"]] = record.t
             case "looks" if record["left_s"] > 0:
                 yield from _beside_newer(holds, record.actor, record["token"], record["at"])
+            case "tries":
+                known[record.actor] = acted
             case "acts":
                 yield 1
                 token, answer = record["token"], record["answer"]
-                if token < acted and answer != _STALE:
-                    yield Finding(f"{record.actor} acted under token {token} after {acted}: {answer}")
+                newest = known[record.actor]
+                if token < newest and answer != _STALE:
+                    yield Finding(f"{record.actor} acted under token {token} after {newest}: {answer}")
                 if token >= acted and answer == _STALE:
                     yield Finding(f"{record.actor} was refused under token {token}, and none newer had been seen")
                 acted = max(acted, token)

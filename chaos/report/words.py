@@ -167,6 +167,7 @@ _TELL: Final[Mapping[str, Callable[[_Fields], str]]] = {
     "heard": _heard,
     "holds": lambda f: f"holds {clipped(f['resource'], 28)} under token {f['token']}",
     "looks": lambda f: f"looks at its lease: token {f['token']}, {clipped(f['left_s'], 8)} s left",
+    "tries": lambda f: f"is about to act under token {f['token']}",
     "acts": lambda f: f"acted under token {f['token']}: {clipped(f['answer'], 28)}",
     "lets_go": lambda f: f"lets go of token {f['token']}: {clipped(f['why'], 28)}",
     "stopped": lambda _: "STOPPED",
