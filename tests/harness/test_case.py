@@ -163,6 +163,19 @@ async def test_a_kill_no_rule_asked_for_is_no_pass(lab: Lab) -> None:
     ]
 
 
+async def test_what_the_last_worker_loses_as_it_drains_is_mended_by_another(lab: Lab) -> None:
+    """Its last mark is written when everything is decided and sent: the server forgets, and it has no time to look."""
+    before = "worker#1:after_publish@1=kill; nats:worker#2.received@1=copy"
+    engine = {"idle_mark_s": 60.0, "ack_wait_s": 1.0}
+    outcome, history = await run(lab, f"{before}; nats:worker#2.before_mark@2=rollback", engine=engine)
+    assert [(r.actor, r["status"]) for r in of_kind(history, "exit")] == [
+        ("worker#1", -9),
+        ("worker#2", 0),
+        ("worker#3", 0),
+    ]
+    assert len(outcome.verdict.fired) == 3
+
+
 async def test_a_rule_that_nothing_reaches(lab: Lab) -> None:
     unhit = "worker#1:after_hold@1=kill"
     outcome = await lab.run(case(unhit))
