@@ -2,7 +2,7 @@
 
 One thread decides for every scope of a process, and a store has one writer. While a tenant is alone its scopes take
 whole batches. As soon as one of another tenant has had a turn lately, each takes slices: as many commands as it
-decides in about half a millisecond, or in a fraction of what a turn takes besides, so that a slow disk leaves slow
+decides in about a quarter of a millisecond, or in a fraction of what a turn takes besides, so that a slow disk leaves slow
 handlers more than one at a time. Where turns on a store meet, the scope whose last turn is longest ago goes first:
 before its own turn it waits for one of each other scope at most, and whoever sends little hardly waits for whoever
 sends much.
@@ -26,10 +26,10 @@ __all__ = ["LATELY_S", "Seat", "Turnstile"]
 #: For how long after its last turn a scope is reckoned with, in seconds.
 LATELY_S: Final = 10.0
 #: What a slice takes to decide, at least. What else is done with it in the same thread comes to about twice that.
-_SLICE_S: Final = 0.0005
+_SLICE_S: Final = 0.00025
 #: And in proportion to what a turn takes besides: reading, the commit, its sync.
 _SLICE_SHARE: Final = 0.25
-_SLICE_MAX: Final = 8
+_SLICE_MAX: Final = 4
 #: How much of what was measured before is kept at each turn.
 _KEPT: Final = 0.9
 

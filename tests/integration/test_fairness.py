@@ -24,10 +24,10 @@ USER: Final = SecurityContext("kim", "user")
 FLOOD: Final = 20_000
 #: Far above a slice, so that a single turn of this size stands out.
 ENGINE: Final = EngineSettings(batch=4_096, max_ack_pending=16_384)
-SLICE_MAX: Final = 32
+SLICE_MAX: Final = 4
 #: Turns of the flood between a command's arrival and its decision: the one that is being decided, and those of the few
 #: steps until the command comes to the turnstile, an idle scope's mark among them.
-TURNS: Final = 16
+TURNS: Final = 64
 DEADLINE_S: Final = 60
 
 
