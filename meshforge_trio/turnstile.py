@@ -2,10 +2,10 @@
 
 One thread decides for every scope of a process, and a store has one writer. While a tenant is alone its scopes take
 whole batches. As soon as one of another tenant has had a turn lately, each takes slices: as many commands as it
-decides in about a quarter of a millisecond, or in a fraction of what a turn takes besides, so that a slow disk leaves slow
-handlers more than one at a time. Where turns on a store meet, the scope whose last turn is longest ago goes first:
-before its own turn it waits for one of each other scope at most, and whoever sends little hardly waits for whoever
-sends much.
+decides in about a quarter of a millisecond, or in a fraction of what a turn takes besides, so that a slow disk leaves
+slow handlers more than one at a time. Where turns on a store meet, the scope whose last turn is longest ago goes
+first: before its own turn it waits for one of each other scope at most, and whoever sends little hardly waits for
+whoever sends much.
 
 A scope without commands costs nothing here: only those that had a turn within `LATELY_S` are remembered.
 """

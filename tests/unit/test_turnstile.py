@@ -88,7 +88,9 @@ async def test_scopes_of_two_stores_share_the_process(autojump_clock: trio.testi
     assert loud.most(BATCH) == 4
 
 
-@pytest.mark.parametrize(("seconds_each", "most"), [(1e-9, 4), (0.00025 / 4, 4), (0.00025 / 2, 2), (0.00025, 1), (1.0, 1)])
+@pytest.mark.parametrize(
+    ("seconds_each", "most"), [(1e-9, 4), (0.00025 / 4, 4), (0.00025 / 2, 2), (0.00025, 1), (1.0, 1)]
+)
 async def test_a_slice_is_what_is_decided_in_its_time(
     seconds_each: float, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
