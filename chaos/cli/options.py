@@ -66,8 +66,8 @@ def lab_options(function: F) -> F:
         click.option(
             "--parallel",
             type=click.IntRange(1, 64),
-            default=2 * (os.cpu_count() or 1),
-            show_default="twice the cores",
+            default=3 * (os.cpu_count() or 1),
+            show_default="three times the cores",
             help="Runs at a time; mostly they wait.",
         ),
     ):
