@@ -23,6 +23,7 @@ from __future__ import annotations
 import importlib
 import shlex
 import sys
+import time
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -52,6 +53,7 @@ _FIELDS: Final[Mapping[str, tuple[type, ...]]] = {
     "agent": (str,),
     "action": (str,),
     "payload": (dict,),
+    "later_s": (dict,),
     "entity_id": (str, type(None)),
     "key": (str,),
     "expected_version": (int, type(None)),
@@ -198,7 +200,7 @@ def workspaces_of(sent: Iterable[Sent]) -> tuple[str, ...]:
 
 
 def read_workload(path: Path) -> Sequence[Sent]:
-    """The commands of a file, and what is sent afterwards.
+    """The commands of a file, and what is sent afterwards. Fields of payloads in `later_s` are counted from now.
 
     Raises:
         ProjectError: it cannot be read, is empty, or a line of it is no command.
@@ -207,7 +209,8 @@ def read_workload(path: Path) -> Sequence[Sent]:
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise ProjectError(f"the workload {path} cannot be read: {error.strerror or error}") from error
-    sent = [_sent(line, number, f"{path}: line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    now = int(time.time())
+    sent = [_sent(line, number, f"{path}: line {number}", now) for number, line in enumerate(lines, 1) if line.strip()]
     if not sent:
         raise ProjectError(f"the workload {path} has no commands: write one JSON object a line")
     first = next((each for each in sent if not each.query), None)
@@ -218,7 +221,7 @@ def read_workload(path: Path) -> Sequence[Sent]:
     return sent
 
 
-def _sent(line: bytes, number: int, where: str) -> Sent:
+def _sent(line: bytes, number: int, where: str, now: int) -> Sent:
     try:
         told = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -228,6 +231,7 @@ def _sent(line: bytes, number: int, where: str) -> Sent:
     _check(told, where)
     tenant, _, workspace = told.get("workspace", _WORKSPACE).partition("/")
     query = told.get("query", False)
+    moments = {name: now + seconds for name, seconds in told.get("later_s", {}).items()}
     if not is_token(tenant) or not is_token(workspace):
         raise ProjectError(f"{where}: workspace must be <tenant>/<workspace>")
     try:
@@ -235,7 +239,7 @@ def _sent(line: bytes, number: int, where: str) -> Sent:
             Scope.checked(tenant, workspace, told["agent"]),
             told["action"],
             number,
-            told.get("payload", {}),
+            {**told.get("payload", {}), **moments},
             entity_id=told.get("entity_id"),
             expected_version=told.get("expected_version"),
             idempotency_key=told.get("key", None if query else f"k{number}"),
@@ -263,6 +267,8 @@ def _check(told: Mapping[str, Any], where: str) -> None:
             raise ProjectError(f"{where}: there is no field {name!r:.60}; there are: {', '.join(_FIELDS)}")
         if type(value) not in types:
             raise ProjectError(f"{where}: {name} must be {_words(types)}, not {type(value).__name__}")
+    if any(type(seconds) is not int for seconds in told.get("later_s", {}).values()):
+        raise ProjectError(f"{where}: later_s must be an object of whole seconds from now, by the payload's fields")
     if not is_token(told["action"]):
         raise ProjectError(f"{where}: action must be 1 to 64 of A-Z a-z 0-9 _ -")
     if told.get("phase", "main") not in ("main", "after"):

@@ -124,6 +124,7 @@ def _called(function: str, arguments: Sequence[str]) -> str:
 def workload_lines(prd: Prd) -> str:
     """`scenarios/workload.jsonl`: the commands of all examples, each with entities of its own, and questions.
 
+    Where anything depends on the time, moments are as far from the moment of sending as they are from the example's.
     All are sent at once. So what needs an entity that others bring about comes too early, perhaps: it is asked for once
     more when everything else is decided.
     """
@@ -137,7 +138,11 @@ def workload_lines(prd: Prd) -> str:
             entity = _own(step.entity, number)
             touched[step.agent, entity] = None
             told: dict[str, Any] = {"agent": step.agent, "action": step.command, "workspace": workspace}
-            told |= {"entity_id": entity, "payload": _own_payload(prd, step, number)}
+            payload = _own_payload(prd, step, number)
+            later_s = _later_s(prd, step, payload) if by_time else {}
+            told |= {"entity_id": entity, "payload": {n: v for n, v in payload.items() if n not in later_s}}
+            if later_s:
+                told["later_s"] = later_s
             if (step.agent, step.command) in by_time:
                 told["repeatable"] = False
             if step.expected_version is not None:
@@ -160,6 +165,16 @@ def _own(name: str, number: int) -> str:
 def _own_payload(prd: Prd, step: Step, number: int) -> Mapping[str, Any]:
     kinds = {field.name: field.kind for field in prd.agent(step.agent).command(step.command).fields}
     return {name: _own_value(kinds[name], json_value(value), number) for name, value in step.payload}
+
+
+def _later_s(prd: Prd, step: Step, payload: Mapping[str, Any]) -> Mapping[str, int]:
+    """The moments of a payload, in seconds from that of its step."""
+    kinds = {field.name: field.kind for field in prd.agent(step.agent).command(step.command).fields}
+    return {
+        name: value - step.at
+        for name, value in payload.items()
+        if isinstance(value, int) and "time" in (kinds[name].name, getattr(kinds[name].item, "name", ""))
+    }
 
 
 def _own_value(kind: Kind, value: Any, number: int) -> Any:

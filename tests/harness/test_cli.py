@@ -209,6 +209,7 @@ def test_a_plan_as_json_that_cannot_be_run(
             '{"agent": "box", "action": "put", "expected_version": true}',
             "expected_version must be int or null, not bool",
         ),
+        ('{"agent": "box", "action": "put", "later_s": {"at": "soon"}}', "later_s must be an object of whole seconds"),
         ('{"agent": "b.x", "action": "put"}', "line 1: "),
         ('{"agent": "box", "action": "p t"}', "action must be 1 to 64"),
         ('{"agent": "box", "action": "put", "workspace": "demo"}', "workspace must be <tenant>/<workspace>"),

@@ -66,7 +66,7 @@ async def test_while_another_scope_is_active_what_has_arrived_is_taken_in_slices
         for _ in range(2):
             batch = [desk.read(command(n)) for n in range(300)]
             await engine._run(session, _Suspicion(), batch, turns)
-    assert sizes == [300, *[8] * 37, 4]
+    assert sizes == [300, *[4] * 75]
 
 
 async def test_a_feeder_that_is_fenced_ends_the_session_as_fenced() -> None:

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,20 @@ def test_examples_do_not_meet_in_the_workload() -> None:
     assert len(created) == len(set(created)) > 1
     ordered = [line for line in lines if (line["agent"], line["action"]) == ("order", "create")]
     assert {line["payload"]["sku"] for line in ordered} <= {*created, "lamp-4"}
+
+
+def test_moments_of_the_examples_are_as_far_from_whoever_sends_them(tmp_path: Path) -> None:
+    """Else there is a day from which on every appointment lies in the past, and all that is sent is refused."""
+    path = next(path for path in PRDS if path.stem == "appointments")
+    (tmp_path / "workload.jsonl").write_text(texts(generator(path))["scenarios/workload.jsonl"])
+    before = time.time()
+    sent = [each.command for each in read_workload(tmp_path / "workload.jsonl")]
+    after = time.time()
+    begins = [command.payload["begins"] for command in sent if command.action == "offer"]
+    days, hours = 3 * 86_400 + 3_600, 23 * 3_600
+    assert int(before) + days <= begins[0] <= after + days
+    assert int(before) + hours <= begins[3] <= after + hours, "the one that is cancelled too late"
+    assert all("lasts" in command.payload for command in sent if command.action == "offer")
 
 
 def test_what_came_too_early_perhaps_is_asked_for_again() -> None:
