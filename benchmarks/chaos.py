@@ -145,7 +145,7 @@ def show(figures: Sequence[Figure], console: Console) -> None:
 @click.command(help=__doc__)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.option("--quick", is_flag=True, help="Without the gate.")
-@click.option("--parallel", type=click.IntRange(1, 64), default=2 * (os.cpu_count() or 1), show_default=True)
+@click.option("--parallel", type=click.IntRange(1, 64), default=3 * (os.cpu_count() or 1), show_default=True)
 def main(as_json: bool, quick: bool, parallel: int) -> None:
     set_up_logging("critical")
     console = Console(stderr=True)

@@ -26,6 +26,7 @@ from chaos.checkers.base import Finding
 from chaos.evidence import Evidence
 from chaos.history import History
 from chaos.world import POLL_S, WorldError
+from chaos.zygote import kernel_state
 
 __all__ = ["ONE_ACTS", "in_turn"]
 
@@ -83,17 +84,13 @@ async def _acted(process: trio.Process, number: int) -> None:
 async def _frozen(process: trio.Process) -> None:
     """Return when SIGSTOP has taken hold."""
     while True:
-        state = _state(process.pid)
+        # It is not yet reaped, so it is there.
+        state = kernel_state(Path(f"/proc/{process.pid}/stat"))
         if state == "T":
             return
         if state in "ZX":
             raise WorldError("client#1 ended before it could be stopped: see client-1.log")
         await trio.sleep(POLL_S)
-
-
-def _state(pid: int) -> str:
-    """The kernel's letter for what a process that is not yet reaped does."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 async def _ended(process: trio.Process, number: int) -> None:

@@ -172,14 +172,16 @@ class Observer:
                 self._write("ok", id=each.command.id, seq=ack.seq)
             return
 
-    async def pending(self) -> Sequence[str]:
-        """What has not been decided yet, in words; empty when everything is."""
+    async def pending(self, *, first: bool = False) -> Sequence[str]:
+        """What has not been decided yet, in words; empty when everything is. `first`: no more than one thing of it."""
 
         async def ask(broker: JetStreamBroker, api: JetStreamApi) -> Sequence[str]:
             left: list[str] = []
             commands = await broker.stream_facts(COMMANDS)
             if commands.messages:
                 left.append(f"{commands.messages} messages in {COMMANDS}")
+            if first and left:
+                return left
             for name in (await api.request(f"CONSUMER.NAMES.{EVENTS}")).get("consumers") or []:
                 info = await api.request(f"CONSUMER.INFO.{EVENTS}.{name}")
                 waiting = info["num_pending"] + info["num_ack_pending"]
@@ -205,7 +207,7 @@ class Observer:
         """Return when nothing is pending, twice in a row: a decision may just be sending the next command."""
         calm = 0
         while calm < 2:
-            calm = 0 if await self.pending() else calm + 1
+            calm = 0 if await self.pending(first=True) else calm + 1
             await trio.sleep(_POLL_S)
 
     async def drained_or(self, *ends: trio.Event) -> None:

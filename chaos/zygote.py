@@ -18,7 +18,7 @@ import trio
 
 from chaos.mutants.patch import Patch, patch_to_json
 
-__all__ = ["NEVER_A_WORKER", "Worker", "WorldError", "Zygote", "open_zygote"]
+__all__ = ["NEVER_A_WORKER", "Worker", "WorldError", "Zygote", "kernel_state", "open_zygote"]
 
 #: The exit code of a forked process that could not become a worker; its log says why.
 NEVER_A_WORKER: Final = 70
@@ -62,8 +62,11 @@ class Worker:
     def frozen(self) -> bool:
         """Whether SIGSTOP has stopped it, every thread of it."""
         try:
+            # Mostly it runs, and asked is often.
+            if kernel_state(Path(f"/proc/{self.pid}/stat")) != "T":
+                return False
             threads = list(Path(f"/proc/{self.pid}/task").glob("*/stat"))
-            states = {thread.read_text().rpartition(")")[2].split()[0] for thread in threads}
+            states = {kernel_state(thread) for thread in threads}
         except (FileNotFoundError, ProcessLookupError):
             # A thread, or all of it, ended meanwhile.
             return False
@@ -81,6 +84,11 @@ class Worker:
         if not self.log.exists():
             return "(no log)"
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def kernel_state(stat: Path) -> str:
+    """The kernel's letter for what a process or a thread does."""
+    return stat.read_text().rpartition(")")[2].split()[0]
 
 
 @asynccontextmanager
