@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import trio
 
 from chaos.case import Case
 from chaos.evidence import Sent
-from chaos.lab import Lab, Outcome, open_lab
+from chaos.lab import Lab, Outcome, leaves, open_lab
 from chaos.plan import Plan, kinds_at, parse_plan
 from chaos.project import workspaces_of
 from chaos.report.html import render_html
@@ -81,11 +81,11 @@ class _Harness:
         try:
             trio.run(main)
         except (Misconfigured, BaseExceptionGroup) as error:
-            leaves = list(_leaves(error))
+            found = leaves(error)
             # In a group pytest would take it for the failure of this test, and go on with the next.
-            if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
+            if any(isinstance(leaf, KeyboardInterrupt) for leaf in found):
                 raise KeyboardInterrupt from None
-            for leaf in leaves:
+            for leaf in found:
                 if isinstance(leaf, Misconfigured):
                     pytest.fail(f"inconclusive: {leaf}", pytrace=False)
             raise
@@ -183,11 +183,3 @@ def _failure(outcome: Outcome) -> str:
     why = ", ".join(outcome.verdict.broken_ids) or next(iter(outcome.verdict.reasons), "").split("\n", 1)[0]
     page = "" if outcome.home is None else f"\npage: {outcome.home / 'report.html'}"
     return f"{outcome.status}: {why}{page}\n{outcome}"
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error

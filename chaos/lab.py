@@ -27,7 +27,7 @@ from meshforge_trio.broker.bridge import open_loop
 from meshforge_trio.errors import MeshForgeError
 from meshforge_trio.server import PrivateServer
 
-__all__ = ["TRIES", "Lab", "Outcome", "open_lab"]
+__all__ = ["TRIES", "Lab", "Outcome", "leaves", "open_lab"]
 
 #: How often a plan is run that was written to be met.
 TRIES: Final = 3
@@ -161,7 +161,7 @@ class Lab:
             if waited.cancelled_caught:
                 reasons.append(f"the run did not end within {case.deadline_s * _PATIENCE:g} s")
         except* (MeshForgeError, WorldError, ReplayerError, OSError, RuntimeError, trio.TooSlowError) as errors:
-            reasons += [f"{type(error).__name__}: {error}" for error in _leaves(errors)]
+            reasons += [f"{type(error).__name__}: {error}" for error in leaves(errors)]
         return reasons
 
     def _another(self, server: PrivateServer) -> PrivateServer:
@@ -230,9 +230,10 @@ async def _hold(
             await closing.wait()
 
 
-def _leaves(error: BaseException) -> list[BaseException]:
+def leaves(error: BaseException) -> list[BaseException]:
+    """The errors in a group and in its groups; of another error that alone."""
     if isinstance(error, BaseExceptionGroup):
-        return [leaf for each in error.exceptions for leaf in _leaves(each)]
+        return [leaf for each in error.exceptions for leaf in leaves(each)]
     return [error]
 
 
