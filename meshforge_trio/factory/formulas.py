@@ -49,20 +49,6 @@ def condition(expression: Expression, *, negated: bool = False) -> str:
     return f"not {formula(expression)}" if simple else f"not ({formula(expression)})"
 
 
-_OPPOSITES: Final[dict[type[ast.cmpop], str]] = {
-    ast.Eq: "!=",
-    ast.NotEq: "==",
-    ast.Lt: ">=",
-    ast.LtE: ">",
-    ast.Gt: "<=",
-    ast.GtE: "<",
-    ast.In: "not in",
-    ast.NotIn: "in",
-    ast.Is: "is not",
-    ast.IsNot: "is",
-}
-
-
 _INVERSES: Final[dict[type[ast.cmpop], type[ast.cmpop]]] = {
     ast.Eq: ast.NotEq,
     ast.NotEq: ast.Eq,
@@ -80,8 +66,7 @@ _INVERSES: Final[dict[type[ast.cmpop], type[ast.cmpop]]] = {
 def _opposite(tree: ast.expr) -> str | None:
     """`a > b` for `a <= b`, and `a` for `not a`: a person would not write `not` there."""
     if isinstance(tree, ast.Compare) and len(tree.ops) == 1:
-        left, right = _written(tree.left), _written(tree.comparators[0])
-        return f"{left} {_OPPOSITES[type(tree.ops[0])]} {right}"
+        return _written(ast.Compare(tree.left, [_INVERSES[type(tree.ops[0])]()], tree.comparators))
     if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.Not):
         return _written(tree.operand)
     return None
@@ -160,12 +145,12 @@ def returned(text: str, indent: int = 4) -> str:
     if len(line) - 1 <= WIDTH:
         return line
     if isinstance(tree, ast.Compare) and len(tree.ops) == 1:
-        sign = _OPPOSITES[_INVERSES[type(tree.ops[0])]]
         left, right = (
             _assigned(*side, indent)
             for side in zip(("left", "right"), (tree.left, tree.comparators[0]), (text, text), strict=True)
         )
-        return f"{left}{right}{margin}return left {sign} right\n"
+        compared = _written(ast.Compare(ast.Name("left"), tree.ops, [ast.Name("right")]))
+        return f"{left}{right}{margin}return {compared}\n"
     return f"{margin}return (\n{laid_out(text, indent + 4, '')}{margin})\n"
 
 

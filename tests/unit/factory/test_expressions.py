@@ -9,6 +9,7 @@ import pytest
 
 from meshforge_trio.factory.evaluation import evaluated, record
 from meshforge_trio.factory.expressions import Name, Names, checked
+from meshforge_trio.factory.formulas import condition
 from meshforge_trio.factory.model import Expression, Kind, Position, TypeName
 from meshforge_trio.factory.problems import Problem, Problems
 
@@ -160,3 +161,22 @@ def test_what_makes_no_sense(text: str, expected: Kind | None, what: str, column
     (problem,) = problems
     assert what in problem.what
     assert column is None or problem.column == column
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("stock < 3", "state.stock >= 3"),
+        ("not open", "state.open"),
+        ("open and stock > 1", "not (state.open and state.stock > 1)"),
+        ("(1 if open else 9) < stock", "(1 if state.open else 9) >= state.stock"),
+        ("stock < (1 if open else 9)", "state.stock >= (1 if state.open else 9)"),
+        ("open == (stock > 1)", "state.open != (state.stock > 1)"),
+    ],
+)
+def test_the_opposite_of_a_condition_means_the_opposite(text: str, written: str) -> None:
+    found, problems = read(text)
+    assert found is not None
+    assert not problems
+    assert condition(found, negated=True) == written
+    assert bool(eval(written, {}, VALUES)) is not bool(evaluated(found, VALUES))

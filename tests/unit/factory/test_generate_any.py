@@ -63,6 +63,7 @@ def accepted(prd: Prd) -> bool:
 
 
 # What fails is a workspace that can be looked at: making it smaller would take longer than finding it.
+@pytest.mark.filterwarnings("ignore:Generating overly large repr:hypothesis.errors.HypothesisWarning")
 @settings(
     max_examples=30,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
