@@ -146,7 +146,6 @@ def served_on_a_failing_disk(at: Shop, *args: str) -> tuple[int, Any, str]:
 
 # At which point what of which file fails, and with how many pages in the log a checkpoint follows.
 FAILURES: Final[Sequence[tuple[str, str, str, str]]] = [
-    ("read", "db", "received", "4000"),
     ("read", "wal", "received", "4000"),
     ("write", "wal", "before_store", "4000"),
     ("sync", "wal", "in_store", "4000"),
